@@ -1,0 +1,53 @@
+//! Asks the choker when it is time and passes its decisions on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::core::Core;
+use super::torrent::Phase;
+use crate::swarm::choker::{Choker, Decision, SessionView, UploadSlots};
+
+/// Turns are counted in bytes too, which no timer of the choker's knows: look so often while anybody is unchoked.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Runs until the daemon stops.
+pub async fn run(core: Arc<Core>) {
+    let slots = core.options.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
+    let mut choker = Choker::new(slots, core.random_u64());
+    loop {
+        let busy = review(&core, &mut choker);
+        tokio::select! {
+            () = core.choking.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY), if busy => {}
+        }
+    }
+}
+
+/// Returns whether there is anybody to decide about.
+fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
+    let now = core.clock.now();
+    let live: Vec<_> =
+        core.live_torrents().into_iter().filter_map(|torrent| Some((torrent.active_now()?, torrent))).collect();
+    let mut views: Vec<SessionView> = Vec::new();
+    for (active, torrent) in &live {
+        let seeding = torrent.with_status(|status| status.phase == Phase::Seeding);
+        let inner = active.lock();
+        for session in inner.sessions.values() {
+            views.extend(inner.swarm.choke_view(now, session.id, seeding, |id| core.ledger.given_bytes(id)));
+        }
+    }
+    let mut decisions: Vec<Decision> = Vec::new();
+    choker.review(now, &views, &mut decisions);
+    for decision in decisions {
+        for (active, torrent) in &live {
+            let mut inner = active.lock();
+            if inner.sessions.contains_key(&decision.session) {
+                inner.swarm.set_choke(now, decision.session, decision.choke);
+                drop(inner);
+                torrent.pass_effects(core, active);
+                break;
+            }
+        }
+    }
+    !views.is_empty()
+}

@@ -1,0 +1,211 @@
+//! The order of writes: data (written and hashed before it comes here) → fdatasync of each touched file → one batch of
+//! bitfields → the store's barrier. A bit is set only for bytes that a power cut cannot take back.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::core::Core;
+use super::disk::fs::DiskFile;
+use super::records;
+use super::torrent::{Active, Torrent};
+use crate::db::{Batch, StoreError};
+use crate::wire::id::InfoHash;
+use crate::wire::layout::PieceIndex;
+
+/// Decision 7: bitfields are committed every 5 s ...
+const COMMIT_AFTER: Duration = Duration::from_secs(5);
+/// ... or as soon as so much waits.
+const COMMIT_BYTES: u64 = 32 << 20;
+/// More than this is never at stake: reading from peers stops.
+const UNCOMMITTED_MAX_BYTES: u64 = 64 << 20;
+/// Files synced at once.
+const SYNCS_AT_ONCE: usize = 8;
+
+/// Verified pieces that have been written and wait for their commit.
+#[derive(Default)]
+pub struct CommitQueue {
+    dirty: Mutex<HashMap<InfoHash, Dirty>>,
+    bytes: AtomicU64,
+    /// Something is waiting.
+    some: Notify,
+    /// It is time: enough waits, a torrent is complete, or somebody asks.
+    now: Notify,
+    room: Notify,
+}
+
+struct Dirty {
+    torrent: Arc<Torrent>,
+    active: Arc<Active>,
+    pieces: Vec<PieceIndex>,
+    bytes: u64,
+}
+
+/// Why a commit failed. The pieces stay uncommitted; those whose file could not be synced are fetched again.
+#[derive(Debug, thiserror::Error)]
+pub enum CommitError {
+    #[error("the store failed: {0}")]
+    Store(#[from] StoreError),
+}
+
+impl CommitQueue {
+    /// A verified piece is on its way to disk.
+    pub fn add(&self, torrent: &Arc<Torrent>, active: &Arc<Active>, piece: PieceIndex, bytes: u64) {
+        let mut dirty = self.lock();
+        let of = dirty.entry(torrent.key()).or_insert_with(|| Dirty {
+            torrent: torrent.clone(),
+            active: active.clone(),
+            pieces: Vec::new(),
+            bytes: 0,
+        });
+        of.pieces.push(piece);
+        of.bytes += bytes;
+        let waiting = self.bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+        drop(dirty);
+        self.some.notify_one();
+        if waiting >= COMMIT_BYTES {
+            self.now.notify_one();
+        }
+    }
+
+    /// Commits without waiting for the timer.
+    pub fn hurry(&self) {
+        self.some.notify_one();
+        self.now.notify_one();
+    }
+
+    /// Whether reading has to stop, with so many bytes more in memory.
+    pub fn is_full(&self, in_memory_bytes: u64) -> bool {
+        self.bytes.load(Ordering::Acquire) + in_memory_bytes >= UNCOMMITTED_MAX_BYTES
+    }
+
+    pub async fn wait_for_room(&self, in_memory_bytes: impl Fn() -> u64) {
+        loop {
+            let room = self.room.notified();
+            if !self.is_full(in_memory_bytes()) {
+                return;
+            }
+            self.now.notify_one();
+            // Memory is given back without a word to us, so look again before long.
+            let _ = tokio::time::timeout(Duration::from_millis(50), room).await;
+        }
+    }
+
+    fn take(&self) -> Vec<Dirty> {
+        std::mem::take(&mut *self.lock()).into_values().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<InfoHash, Dirty>> {
+        self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Commits until the daemon stops, and once more then.
+pub async fn run(core: Arc<Core>) {
+    let queue = &core.commits;
+    while !core.tasks.is_stopping() {
+        tokio::select! {
+            () = queue.some.notified() => {}
+            () = core.tasks.stopping() => break,
+        }
+        tokio::select! {
+            () = queue.now.notified() => {}
+            () = tokio::time::sleep(COMMIT_AFTER) => {}
+            () = core.tasks.stopping() => {}
+        }
+        commit(&core).await;
+    }
+    commit(&core).await;
+}
+
+/// One commit of all that waits.
+pub async fn commit(core: &Arc<Core>) {
+    let taken = core.commits.take();
+    if taken.is_empty() {
+        return;
+    }
+    let bytes: u64 = taken.iter().map(|dirty| dirty.bytes).sum();
+    let mut synced = Vec::with_capacity(taken.len());
+    for dirty in taken {
+        match sync_files(&dirty.active).await {
+            Ok(()) => synced.push(dirty),
+            Err(error) => give_up(core, dirty, &error),
+        }
+    }
+    match record(core, &synced).await {
+        Ok(()) => {
+            for dirty in synced {
+                committed(core, dirty).await;
+            }
+        }
+        Err(error) => {
+            tracing::error!(%error, "progress could not be recorded; downloads stop until the store works again");
+            for dirty in synced {
+                give_up(core, dirty, &std::io::Error::other(error.to_string()));
+            }
+        }
+    }
+    core.commits.bytes.fetch_sub(bytes, Ordering::AcqRel);
+    core.commits.room.notify_waiters();
+}
+
+async fn sync_files(active: &Active) -> std::io::Result<()> {
+    let mut files: Vec<Arc<dyn DiskFile>> = active.storage.take_touched();
+    let mut syncs = JoinSet::new();
+    let mut result = Ok(());
+    while !files.is_empty() || !syncs.is_empty() {
+        while syncs.len() < SYNCS_AT_ONCE {
+            let Some(file) = files.pop() else { break };
+            syncs.spawn_blocking(move || file.sync_data());
+        }
+        if let Some(done) = syncs.join_next().await {
+            let done = done.unwrap_or_else(|error| Err(std::io::Error::other(error)));
+            result = result.and(done);
+        }
+    }
+    result
+}
+
+async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), CommitError> {
+    let mut batch = Batch::new();
+    for dirty in synced.iter().filter(|dirty| !dirty.torrent.is_removed()) {
+        let mut bits = dirty.active.lock().committed.clone();
+        for piece in &dirty.pieces {
+            bits.set(*piece);
+        }
+        let numbers = dirty.pieces.iter().map(|piece| piece.get());
+        records::put_bitfield_chunks(&mut batch, dirty.torrent.key(), &bits, numbers)?;
+    }
+    Ok(core.submit(batch).await?)
+}
+
+async fn committed(core: &Arc<Core>, dirty: Dirty) {
+    let all = {
+        let mut inner = dirty.active.lock();
+        for piece in &dirty.pieces {
+            inner.committed.set(*piece);
+        }
+        inner.committed.is_full()
+    };
+    if all && !dirty.torrent.is_removed() {
+        core.complete(&dirty.torrent, &dirty.active).await;
+    }
+    dirty.torrent.touch();
+}
+
+/// What could not be synced cannot be trusted, now or by trying again (Linux forgets what it failed to write): the
+/// pieces are missing again, and the user is told.
+fn give_up(core: &Arc<Core>, dirty: Dirty, error: &std::io::Error) {
+    let now = core.clock.now();
+    {
+        let mut inner = dirty.active.lock();
+        for piece in &dirty.pieces {
+            inner.swarm.forget_piece(now, *piece);
+        }
+    }
+    core.fail(&dirty.torrent, format!("the disk could not keep {}: {error}", dirty.torrent.summary.name));
+}

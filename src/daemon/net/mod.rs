@@ -1,0 +1,8 @@
+//! Connections: listening, dialling, handshakes, and the sessions that come of them.
+
+pub mod dial;
+pub mod greet;
+pub mod listen;
+pub mod outbox;
+pub mod session;
+pub mod stream;

@@ -1,0 +1,181 @@
+//! What a session has to send: encoded messages, and batches of blocks read from disk on another thread while the
+//! batch before them is being sent.
+
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+
+use crate::clock::Time;
+use crate::daemon::torrent::{Active, Torrent};
+use crate::swarm::{SessionId, Swarm};
+use crate::wire::layout::Block;
+use crate::wire::message::{self, Message, PIECE_HEADER_BYTES};
+
+/// Blocks are read and sent in batches of about so many bytes: large enough that a call costs little per byte, small
+/// enough that two of them for each of 200 sessions stay bounded (only unchoked sessions have any).
+const BATCH_BYTES: usize = 256 * 1024;
+/// Encoded messages taken from the rules at a time.
+const MESSAGES_BYTES: usize = 64 * 1024;
+
+/// Blocks with their frame headers before them, as they go out.
+pub struct Batch {
+    bytes: Vec<u8>,
+    blocks: Vec<Block>,
+}
+
+/// What the reading thread gives back.
+pub enum BatchRead {
+    Read(Batch),
+    /// The disk failed, or the file is not what it was: these blocks cannot be served.
+    Failed(Vec<Block>),
+}
+
+enum Sending {
+    Nothing,
+    Messages { sent: usize },
+    Blocks { batch: Batch, sent: usize },
+}
+
+pub struct Outbox {
+    messages: Vec<u8>,
+    sending: Sending,
+    sent_blocks: Vec<Block>,
+    wanted: Vec<Block>,
+    reading: Option<JoinHandle<BatchRead>>,
+    ready: Option<Batch>,
+    /// A batch's memory, used again.
+    spare: Vec<u8>,
+}
+
+impl Outbox {
+    pub fn new() -> Outbox {
+        Outbox {
+            messages: Vec::new(),
+            sending: Sending::Nothing,
+            sent_blocks: Vec::new(),
+            wanted: Vec::new(),
+            reading: None,
+            ready: None,
+            spare: Vec::new(),
+        }
+    }
+
+    pub fn keep_alive(&mut self) {
+        Message::KeepAlive.encode(&mut self.messages);
+    }
+
+    pub fn has_bytes(&self) -> bool {
+        !matches!(self.sending, Sending::Nothing)
+    }
+
+    /// What to write next; empty when there is nothing.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.sending {
+            Sending::Nothing => &[],
+            Sending::Messages { sent } => &self.messages[*sent..],
+            Sending::Blocks { batch, sent } => &batch.bytes[*sent..],
+        }
+    }
+
+    pub fn advance(&mut self, count: usize) {
+        match &mut self.sending {
+            Sending::Nothing => {}
+            Sending::Messages { sent } => {
+                *sent += count;
+                if *sent == self.messages.len() {
+                    self.messages.clear();
+                    self.sending = Sending::Nothing;
+                }
+            }
+            Sending::Blocks { batch, sent } => {
+                *sent += count;
+                if *sent == batch.bytes.len() {
+                    self.sent_blocks.append(&mut batch.blocks);
+                    self.spare = std::mem::take(&mut batch.bytes);
+                    self.sending = Sending::Nothing;
+                }
+            }
+        }
+    }
+
+    /// Blocks whose last byte the socket has taken since the last call.
+    pub fn take_sent_blocks(&mut self) -> Vec<Block> {
+        std::mem::take(&mut self.sent_blocks)
+    }
+
+    /// Chooses what goes out next, messages before blocks, and which blocks are to be read meanwhile.
+    pub fn fill(&mut self, swarm: &mut Swarm, now: Time, id: SessionId) {
+        if matches!(self.sending, Sending::Nothing) {
+            swarm.drain_sends(id, &mut self.messages, MESSAGES_BYTES);
+            if !self.messages.is_empty() {
+                self.sending = Sending::Messages { sent: 0 };
+            } else if let Some(batch) = self.ready.take() {
+                self.sending = Sending::Blocks { batch, sent: 0 };
+            }
+        }
+        if self.reading.is_some() || self.ready.is_some() {
+            return;
+        }
+        let mut bytes: usize = self.wanted.iter().map(|b| b.len() as usize).sum();
+        while bytes < BATCH_BYTES {
+            let Some(block) = swarm.next_upload(now, id) else { break };
+            bytes += block.len() as usize;
+            self.wanted.push(block);
+        }
+    }
+
+    /// Starts reading the blocks that [`Outbox::fill`] chose, off the runtime.
+    pub fn start_reading(&mut self, torrent: &Arc<Torrent>, active: &Arc<Active>) {
+        if self.wanted.is_empty() || self.reading.is_some() || self.ready.is_some() {
+            return;
+        }
+        let blocks = std::mem::take(&mut self.wanted);
+        let bytes = std::mem::take(&mut self.spare);
+        let (torrent, active) = (torrent.clone(), active.clone());
+        self.reading = Some(tokio::task::spawn_blocking(move || read_batch(&torrent, &active, blocks, bytes)));
+    }
+
+    /// Resolves when the batch under way has been read; never if there is none.
+    pub async fn read_done(&mut self) -> BatchRead {
+        match &mut self.reading {
+            Some(reading) => {
+                let read = reading.await;
+                self.reading = None;
+                read.unwrap_or(BatchRead::Failed(Vec::new()))
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes a batch that was read; returns the blocks that could not be.
+    pub fn put_batch(&mut self, read: BatchRead) -> Vec<Block> {
+        match read {
+            BatchRead::Read(batch) => {
+                self.ready = Some(batch);
+                Vec::new()
+            }
+            BatchRead::Failed(blocks) => blocks,
+        }
+    }
+}
+
+fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes: Vec<u8>) -> BatchRead {
+    let total = blocks.iter().map(|b| b.len() as usize + PIECE_HEADER_BYTES).sum();
+    bytes.resize(total, 0);
+    if !torrent.still_the_same(active) {
+        return BatchRead::Failed(blocks);
+    }
+    let layout = active.meta.layout();
+    let mut at = 0;
+    for block in &blocks {
+        let (header, rest) = bytes[at..].split_at_mut(PIECE_HEADER_BYTES);
+        header.copy_from_slice(&message::piece_header((*block).into()));
+        let start = layout.piece_start(block.piece()) + u64::from(block.begin());
+        if let Err(error) = active.storage.read(start, &mut rest[..block.len() as usize]) {
+            tracing::warn!(torrent = %torrent.summary.name, %error, "a block could not be read");
+            return BatchRead::Failed(blocks);
+        }
+        at += PIECE_HEADER_BYTES + block.len() as usize;
+    }
+    BatchRead::Read(Batch { bytes, blocks })
+}

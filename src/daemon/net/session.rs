@@ -1,0 +1,293 @@
+//! One connection to one peer, driven: bytes in, bytes out, payload into its slot. Every decision is asked of
+//! [`crate::swarm`]; this file only moves.
+//!
+//! States of the receiving half, disjoint:
+//! *framing* (between payloads) → *waiting* (a block's header came, its buffer is not granted yet: the socket is not
+//! read, so the peer feels the pressure of our disk) → *filling* (the payload goes from the socket straight into its
+//! own buffer) → framing; or framing → *skipping* (payload nobody wants) → framing.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::outbox::Outbox;
+use super::stream::PeerStream;
+use crate::clock::Time;
+use crate::daemon::core::Core;
+use crate::daemon::disk::pool::Buffer;
+use crate::daemon::torrent::{Active, SessionHandle, Torrent};
+use crate::swarm::{PeerFault, Placement, Receipt};
+use crate::wire::framing::{Frame, FrameError, Framer};
+use crate::wire::layout::{Block, RawBlock};
+use crate::wire::message::Message;
+
+/// What one read may bring beyond the payload it was made for: the next headers, or a burst of small messages.
+const HEAD_BYTES: usize = 16 * 1024;
+/// Reads in a row before others on the same thread get their turn.
+const READS_PER_TURN: usize = 16;
+/// design.md section 6: a peer that says nothing for so long is gone.
+const SILENCE: Duration = Duration::from_secs(120);
+/// BEP 3: keep-alives "are generally sent once every two minutes"; a little sooner, so that no peer's timer fires first.
+const KEEP_ALIVE: Duration = Duration::from_secs(100);
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionEnd {
+    #[error("the peer closed the connection")]
+    Closed,
+    #[error("the connection broke: {0}")]
+    Io(#[from] io::Error),
+    #[error("the peer broke the protocol: {0}")]
+    Frame(#[from] FrameError),
+    #[error("the peer broke the rules: {0}")]
+    Fault(#[from] PeerFault),
+    #[error("silent for {} s", SILENCE.as_secs())]
+    Silent,
+    #[error("closed by us: {0}")]
+    ByUs(String),
+}
+
+enum Receiving {
+    Framing,
+    Waiting(Block),
+    Filling { block: Block, buffer: Buffer, filled: usize },
+    Skipping,
+}
+
+pub struct Session<S: PeerStream> {
+    core: Arc<Core>,
+    torrent: Arc<Torrent>,
+    active: Arc<Active>,
+    handle: Arc<SessionHandle>,
+    stream: S,
+    framer: Framer,
+    receiving: Receiving,
+    head: Box<[u8; HEAD_BYTES]>,
+    outbox: Outbox,
+    heard: Time,
+    spoke: Time,
+}
+
+impl<S: PeerStream> Session<S> {
+    pub fn new(core: Arc<Core>, torrent: Arc<Torrent>, active: Arc<Active>, handle: Arc<SessionHandle>, stream: S) -> Self {
+        let now = core.clock.now();
+        let bitfield_bytes = active.meta.layout().piece_count().div_ceil(8) as usize;
+        Session {
+            framer: Framer::new(bitfield_bytes),
+            receiving: Receiving::Framing,
+            head: Box::new([0; HEAD_BYTES]),
+            outbox: Outbox::new(),
+            heard: now,
+            spoke: now,
+            core,
+            torrent,
+            active,
+            handle,
+            stream,
+        }
+    }
+
+    /// Runs the session to its end.
+    pub async fn run(mut self) -> SessionEnd {
+        let end = loop {
+            if let Err(end) = self.turn().await {
+                break end;
+            }
+        };
+        if let Receiving::Waiting(block) | Receiving::Filling { block, .. } = self.receiving {
+            self.active.lock().swarm.block_lost(self.core.clock.now(), self.handle.id, block);
+        }
+        end
+    }
+
+    /// Does what can be done now, then waits for the next thing that wakes us.
+    async fn turn(&mut self) -> Result<(), SessionEnd> {
+        self.settle()?;
+        let writing = self.write()?;
+        let waiting = match self.receiving {
+            Receiving::Waiting(block) => Some(block),
+            _ => None,
+        };
+        let deadline = (self.spoke + KEEP_ALIVE).min(self.heard + SILENCE);
+        let sleep = deadline.since(self.core.clock.now());
+        tokio::select! {
+            ready = self.stream.ready(waiting.is_none(), writing) => {
+                ready?;
+                if waiting.is_none() {
+                    self.read()?;
+                }
+            }
+            () = self.handle.wake.notified() => self.check_closing()?,
+            batch = self.outbox.read_done() => {
+                let failed = self.outbox.put_batch(batch);
+                self.torrent.uploads_failed(&self.core, &self.active, self.handle.id, failed);
+            }
+            buffer = self.core.grant(waiting.map_or(0, |b| b.len())), if waiting.is_some() => {
+                if let Some(block) = waiting {
+                    self.receiving = Receiving::Filling { block, buffer, filled: 0 };
+                    self.process()?;
+                }
+            }
+            () = tokio::time::sleep(sleep) => self.timed_out()?,
+        }
+        Ok(())
+    }
+
+    fn check_closing(&self) -> Result<(), SessionEnd> {
+        match self.handle.closing() {
+            Some(why) => Err(SessionEnd::ByUs(why)),
+            None => Ok(()),
+        }
+    }
+
+    fn timed_out(&mut self) -> Result<(), SessionEnd> {
+        let now = self.core.clock.now();
+        if now.since(self.heard) >= SILENCE && !matches!(self.receiving, Receiving::Waiting(_)) {
+            return Err(SessionEnd::Silent);
+        }
+        if now.since(self.spoke) >= KEEP_ALIVE {
+            self.outbox.keep_alive();
+            self.spoke = now;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self) -> Result<(), SessionEnd> {
+        for _ in 0..READS_PER_TURN {
+            let got = match &mut self.receiving {
+                Receiving::Filling { buffer, filled, .. } => self.stream.try_read_vectored(&mut [
+                    IoSliceMut::new(&mut buffer[*filled..]),
+                    IoSliceMut::new(&mut self.head[..]),
+                ]),
+                Receiving::Waiting(_) => return Ok(()),
+                _ => self.stream.try_read_vectored(&mut [IoSliceMut::new(&mut self.head[..])]),
+            };
+            let got = match got {
+                Ok(0) => return Err(SessionEnd::Closed),
+                Ok(got) => got,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error.into()),
+            };
+            self.heard = self.core.clock.now();
+            let mut head = got;
+            if let Receiving::Filling { buffer, filled, .. } = &mut self.receiving {
+                let payload = got.min(buffer.len() - *filled);
+                *filled += payload;
+                self.framer.payload_read(payload);
+                head -= payload;
+            }
+            self.framer.push(&self.head[..head]);
+            self.process()?;
+        }
+        Ok(())
+    }
+
+    /// Takes all whole frames, and all payload, out of what has been read.
+    fn process(&mut self) -> Result<(), SessionEnd> {
+        loop {
+            match &mut self.receiving {
+                Receiving::Waiting(_) => return Ok(()),
+                Receiving::Filling { buffer, filled, .. } => {
+                    *filled += self.framer.take_payload(&mut buffer[*filled..]);
+                    if *filled < buffer.len() {
+                        return Ok(());
+                    }
+                    self.block_is_in();
+                }
+                Receiving::Skipping => {
+                    self.framer.skip_payload();
+                    if self.framer.payload_left() > 0 {
+                        return Ok(());
+                    }
+                    self.receiving = Receiving::Framing;
+                }
+                Receiving::Framing => match self.framer.next()? {
+                    None => return Ok(()),
+                    Some(Frame::Message(message)) => self.message(message)?,
+                    Some(Frame::Piece(raw)) => self.block_header(raw)?,
+                },
+            }
+        }
+    }
+
+    fn message(&mut self, message: Message) -> Result<(), SessionEnd> {
+        if let Message::Extended { id: 0, payload } = &message {
+            self.handle.introduce(payload);
+        }
+        let now = self.core.clock.now();
+        self.active.lock().swarm.receive(now, self.handle.id, message)?;
+        Ok(())
+    }
+
+    fn block_header(&mut self, raw: RawBlock) -> Result<(), SessionEnd> {
+        let now = self.core.clock.now();
+        let placement = self.active.lock().swarm.place(now, self.handle.id, raw)?;
+        self.receiving = match placement {
+            Placement::Slot(block) | Placement::Scratch(block) => match self.core.try_grant(block.len()) {
+                Some(buffer) => Receiving::Filling { block, buffer, filled: 0 },
+                None => Receiving::Waiting(block),
+            },
+            Placement::Discard => Receiving::Skipping,
+        };
+        Ok(())
+    }
+
+    fn block_is_in(&mut self) {
+        let Receiving::Filling { block, buffer, .. } = std::mem::replace(&mut self.receiving, Receiving::Framing)
+        else {
+            return;
+        };
+        let now = self.core.clock.now();
+        let work = {
+            let mut inner = self.active.lock();
+            match inner.swarm.block_received(now, self.handle.id, block) {
+                Receipt::Redundant => None,
+                Receipt::Keep { piece_complete } => {
+                    inner.assembly.insert(block, buffer);
+                    inner.take_disk_work(block.piece(), piece_complete, self.core.pool.under_pressure())
+                }
+            }
+        };
+        if let Some(work) = work {
+            self.torrent.start_disk_work(&self.core, &self.active, work);
+        }
+    }
+
+    /// After anything that may have moved the rules: passes their effects on.
+    fn settle(&mut self) -> Result<(), SessionEnd> {
+        self.torrent.pass_effects(&self.core, &self.active);
+        self.check_closing()
+    }
+
+    /// Sends what there is to send. Returns whether the socket is full with more to come.
+    fn write(&mut self) -> Result<bool, SessionEnd> {
+        loop {
+            if !self.outbox.has_bytes() {
+                let done = self.outbox.take_sent_blocks();
+                let mut inner = self.active.lock();
+                let now = self.core.clock.now();
+                for block in done {
+                    inner.swarm.upload_done(now, self.handle.id, block);
+                }
+                self.outbox.fill(&mut inner.swarm, now, self.handle.id);
+                drop(inner);
+                self.outbox.start_reading(&self.torrent, &self.active);
+                if !self.outbox.has_bytes() {
+                    return Ok(false);
+                }
+            }
+            let slices: [IoSlice<'_>; 1] = [IoSlice::new(self.outbox.bytes())];
+            match self.stream.try_write_vectored(&slices) {
+                Ok(0) => return Err(SessionEnd::Closed),
+                Ok(sent) => {
+                    self.outbox.advance(sent);
+                    self.spoke = self.core.clock.now();
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

@@ -1,0 +1,48 @@
+//! The byte stream under a session. TCP today; uTP and encryption will be other implementations.
+
+use std::future::Future;
+use std::io::{self, IoSlice, IoSliceMut};
+
+use tokio::io::Interest;
+use tokio::net::TcpStream;
+
+/// A connected, ordered, reliable stream that never blocks.
+pub trait PeerStream: Send + Sync + 'static {
+    /// Resolves when a read (always) or a write (if `write`) may make progress.
+    ///
+    /// # Errors
+    /// When the stream is broken.
+    fn ready(&self, read: bool, write: bool) -> impl Future<Output = io::Result<()>> + Send;
+
+    /// Reads into the buffers in order. `Ok(0)` is the end of the stream.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing is there; anything else breaks the stream.
+    fn try_read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize>;
+
+    /// Writes from the buffers in order.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing can be taken; anything else breaks the stream.
+    fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
+}
+
+impl PeerStream for TcpStream {
+    async fn ready(&self, read: bool, write: bool) -> io::Result<()> {
+        let interest = match (read, write) {
+            (true, true) => Interest::READABLE | Interest::WRITABLE,
+            (false, true) => Interest::WRITABLE,
+            (true, false) => Interest::READABLE,
+            (false, false) => return std::future::pending().await,
+        };
+        TcpStream::ready(self, interest).await.map(|_| ())
+    }
+
+    fn try_read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        TcpStream::try_read_vectored(self, buffers)
+    }
+
+    fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
+        TcpStream::try_write_vectored(self, buffers)
+    }
+}

@@ -1,0 +1,262 @@
+//! One torrent in the daemon: what it is, what state a user sees it in, and, while somebody needs it, its *active*
+//! half: the rules of its swarm, the pieces in progress, its files.
+//!
+//! States, disjoint: *checking* (data found on disk is being hashed) → *downloading* → *seeding*; *paused* from each of
+//! them and back; *error* (our own disk or a clash of names: says which, waits for `resume`); *missing* (the data is not
+//! where it was). Ten thousand idle torrents are only their summaries: the active half is made on demand and let go.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::{Notify, watch};
+
+use super::disk::assembly::Assembly;
+use super::disk::storage::Storage;
+use super::records::StatRecord;
+use crate::db::segments::Position;
+use crate::swarm::{SessionId, Swarm};
+use crate::swarm::dial::Book;
+use crate::wire::bitfield::Bitfield;
+use crate::wire::extension::ExtensionHandshake;
+use crate::wire::id::{InfoHash, PeerId};
+use crate::wire::layout::Layout;
+use crate::wire::metainfo::Metainfo;
+use crate::wire::name::{FileName, RelPath};
+
+/// What is known of a torrent without opening its `.torrent`.
+#[derive(Clone, Debug)]
+pub struct Summary {
+    pub key: InfoHash,
+    pub name: FileName,
+    pub layout: Layout,
+    pub private: bool,
+    pub multi_file: bool,
+    pub position: Position,
+    /// Seconds since 1970.
+    pub added: u64,
+}
+
+impl Summary {
+    pub fn of(meta: &Metainfo, position: Position, added: u64) -> Summary {
+        Summary {
+            key: meta.info_hash(),
+            name: meta.name().clone(),
+            layout: meta.layout(),
+            private: meta.is_private(),
+            multi_file: meta.is_multi_file(),
+            position,
+            added,
+        }
+    }
+}
+
+/// Where the data came from, and so where it lies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A file of upload/, at this path below it.
+    Upload { path: RelPath },
+    /// Shared in place: the folder that holds it, absolute.
+    InPlace { folder: PathBuf },
+    /// Fetched into this folder, absolute.
+    Download { folder: PathBuf },
+}
+
+/// What a user sees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Checking,
+    Downloading,
+    Seeding,
+    Error(String),
+    Missing,
+}
+
+/// The part of a torrent that changes.
+#[derive(Clone, Debug)]
+pub struct Status {
+    pub phase: Phase,
+    pub paused: bool,
+    pub origin: Origin,
+    /// Of our network.
+    pub ours: bool,
+    /// All pieces verified and committed.
+    pub complete: bool,
+    /// What the file was when it last held the pieces.
+    pub stat: Option<StatRecord>,
+    /// Taken out of the catalogue, but still served to those in the middle of it.
+    pub withdrawn: bool,
+    /// A publisher's duty: told to the tracker (or to be told).
+    pub publish: bool,
+}
+
+impl Status {
+    /// Whether peers may be connected.
+    pub fn is_live(&self) -> bool {
+        !self.paused && matches!(self.phase, Phase::Downloading | Phase::Seeding)
+    }
+}
+
+pub struct Torrent {
+    pub summary: Summary,
+    status: Mutex<Status>,
+    active: tokio::sync::Mutex<Option<Arc<Active>>>,
+    /// Counts changes of status and progress; `get` waits on it.
+    changes: watch::Sender<u64>,
+    /// Bytes hashed by the check under way.
+    pub checked_bytes: AtomicU64,
+    /// Payload moved since the daemon started, for announces.
+    pub downloaded_bytes: AtomicU64,
+    pub uploaded_bytes: AtomicU64,
+    /// Set when the torrent is removed: whoever works on it stops.
+    pub removed: Arc<AtomicBool>,
+}
+
+/// The half that costs memory.
+pub struct Active {
+    pub meta: Metainfo,
+    pub storage: Storage,
+    inner: Mutex<Inner>,
+}
+
+pub struct Inner {
+    pub swarm: Swarm,
+    pub assembly: Assembly,
+    pub book: Book,
+    pub sessions: HashMap<SessionId, Arc<SessionHandle>>,
+    /// Pieces whose bits have passed the store's barrier.
+    pub committed: Bitfield,
+}
+
+impl Active {
+    pub fn new(meta: Metainfo, storage: Storage, inner: Inner) -> Active {
+        Active { meta, storage, inner: Mutex::new(inner) }
+    }
+
+    /// Held for moments, never over an await.
+    pub fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Torrent {
+    pub fn new(summary: Summary, status: Status) -> Torrent {
+        Torrent {
+            summary,
+            status: Mutex::new(status),
+            active: tokio::sync::Mutex::new(None),
+            changes: watch::Sender::new(0),
+            checked_bytes: AtomicU64::new(0),
+            downloaded_bytes: AtomicU64::new(0),
+            uploaded_bytes: AtomicU64::new(0),
+            removed: Arc::new(AtomicBool::new(false)),
+        }
+    }
+
+    pub fn key(&self) -> InfoHash {
+        self.summary.key
+    }
+
+    pub fn status(&self) -> Status {
+        self.lock_status().clone()
+    }
+
+    /// Reads one thing of the status without copying it.
+    pub fn with_status<T>(&self, read: impl FnOnce(&Status) -> T) -> T {
+        read(&self.lock_status())
+    }
+
+    /// Changes the status and tells whoever watches.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Status) -> T) -> T {
+        let result = change(&mut self.lock_status());
+        self.touch();
+        result
+    }
+
+    /// Tells whoever watches that something moved.
+    pub fn touch(&self) {
+        self.changes.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    pub fn watch(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    pub fn is_removed(&self) -> bool {
+        self.removed.load(Ordering::Acquire)
+    }
+
+    /// The active half, if there is one just now.
+    pub async fn active(&self) -> Option<Arc<Active>> {
+        self.active.lock().await.clone()
+    }
+
+    /// The active half without waiting: none while it is being made.
+    pub fn active_now(&self) -> Option<Arc<Active>> {
+        self.active.try_lock().ok()?.clone()
+    }
+
+    pub(in crate::daemon) async fn active_slot(&self) -> tokio::sync::MutexGuard<'_, Option<Arc<Active>>> {
+        self.active.lock().await
+    }
+
+    fn lock_status(&self) -> MutexGuard<'_, Status> {
+        self.status.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A live session as the rest of the daemon sees it.
+pub struct SessionHandle {
+    pub id: SessionId,
+    pub addr: SocketAddr,
+    /// Where the peer can be dialled, once it has said so.
+    pub peer_id: PeerId,
+    pub outgoing: bool,
+    pub wake: Notify,
+    facts: Mutex<Facts>,
+}
+
+#[derive(Default)]
+struct Facts {
+    client: Option<String>,
+    listen_port: Option<u16>,
+    closing: Option<String>,
+}
+
+impl SessionHandle {
+    pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool) -> SessionHandle {
+        SessionHandle { id, addr, peer_id, outgoing, wake: Notify::new(), facts: Mutex::default() }
+    }
+
+    /// Takes what the peer says of itself (BEP 10 handshake); nonsense is ignored, the rules judge it.
+    pub fn introduce(&self, payload: &[u8]) {
+        if let Ok(handshake) = ExtensionHandshake::decode(payload) {
+            let mut facts = self.facts();
+            facts.client = handshake.client;
+            facts.listen_port = handshake.port;
+        }
+    }
+
+    /// The client's name for itself, else what its peer id says.
+    pub fn client(&self) -> String {
+        self.facts().client.clone().unwrap_or_else(|| {
+            let id: Vec<u8> = self.peer_id.0.iter().copied().take_while(u8::is_ascii_graphic).take(8).collect();
+            String::from_utf8_lossy(&id).into_owned()
+        })
+    }
+
+    pub fn close(&self, why: impl Into<String>) {
+        self.facts().closing.get_or_insert(why.into());
+        self.wake.notify_one();
+    }
+
+    pub fn closing(&self) -> Option<String> {
+        self.facts().closing.clone()
+    }
+
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
