@@ -1,10 +1,9 @@
 //! The store of tests and simulations: the same rules, in memory, gone with the value.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
 use std::sync::{Mutex, PoisonError};
 
-use super::{Batch, Store, StoreError, Submitted, Table};
+use super::{Batch, Store, StoreError, Submitted, Table, Visit};
 
 /// Keeps nothing but what was committed; a batch is applied whole, or, when it is refused, not at all.
 #[derive(Default)]
@@ -24,12 +23,7 @@ impl Store for MemStore {
         Ok(entries.get(&table.full_key(key)).cloned())
     }
 
-    fn for_each(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError> {
         let first = table.full_key(prefix);
         // Copied, so that `f` may use the store.
         let found: Vec<_> = {

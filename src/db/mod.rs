@@ -160,6 +160,9 @@ pub enum StoreError {
     Closed,
 }
 
+/// Is shown a key and its value and says whether to go on.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
 /// Where the program keeps what must survive.
 pub trait Store: Send + Sync + 'static {
     /// # Errors
@@ -171,12 +174,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// When the disk fails.
-    fn for_each(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError>;
+    fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError>;
 
     /// Writes and waits, on this thread, until power loss cannot undo it. Not for the async runtime's threads.
     ///

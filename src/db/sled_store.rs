@@ -11,7 +11,6 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -19,7 +18,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::schema;
 use super::writer::{Backend, Writer};
-use super::{Batch, Op, Store, StoreError, Submitted, Table};
+use super::{Batch, Op, Store, StoreError, Submitted, Table, Visit};
 
 /// sled's page cache, in on-disk bytes: users see some ten times as much in memory at its default of 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
@@ -88,12 +87,7 @@ impl Store for SledStore {
         Ok(found.map(|value| value.to_vec()))
     }
 
-    fn for_each(
-        &self,
-        table: Table,
-        prefix: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError> {
         let table_bytes = table.name().len() + 1;
         for entry in self.db.scan_prefix(table.full_key(prefix)) {
             let (key, value) = entry.map_err(|error| StoreError::Read(error.to_string()))?;
