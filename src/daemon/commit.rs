@@ -13,7 +13,7 @@ use super::core::Core;
 use super::disk::fs::DiskFile;
 use super::records;
 use super::torrent::{Active, Torrent};
-use crate::db::{Batch, StoreError};
+use crate::db::{Batch, StoreError, chunks};
 use crate::wire::id::InfoHash;
 use crate::wire::layout::PieceIndex;
 
@@ -43,13 +43,6 @@ struct Dirty {
     active: Arc<Active>,
     pieces: Vec<PieceIndex>,
     bytes: u64,
-}
-
-/// Why a commit failed. The pieces stay uncommitted; those whose file could not be synced are fetched again.
-#[derive(Debug, thiserror::Error)]
-pub enum CommitError {
-    #[error("the store failed: {0}")]
-    Store(#[from] StoreError),
 }
 
 impl CommitQueue {
@@ -170,17 +163,17 @@ async fn sync_files(active: &Active) -> std::io::Result<()> {
     result
 }
 
-async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), CommitError> {
+async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), StoreError> {
     let mut batch = Batch::new();
     for dirty in synced.iter().filter(|dirty| !dirty.torrent.is_removed()) {
         let mut bits = dirty.active.lock().committed.clone();
         for piece in &dirty.pieces {
             bits.set(*piece);
         }
-        let numbers = dirty.pieces.iter().map(|piece| piece.get());
-        records::put_bitfield_chunks(&mut batch, dirty.torrent.key(), &bits, numbers)?;
+        let changed = dirty.pieces.iter().map(|piece| piece.as_usize() / 8);
+        chunks::put_changed_chunks(&mut batch, records::BITFIELDS, dirty.torrent.key().as_bytes(), bits.as_bytes(), changed);
     }
-    Ok(core.submit(batch).await?)
+    core.submit(batch).await
 }
 
 async fn committed(core: &Arc<Core>, dirty: Dirty) {

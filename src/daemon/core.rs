@@ -26,11 +26,12 @@ use super::sharing::Shares;
 use super::tasks::Tasks;
 use super::torrent::{Active, Inner, Origin, SessionHandle, Torrent};
 use crate::clock::Clock;
-use crate::db::segments::SegmentLog;
+use crate::db::chunks::{self, ChunkError};
+use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Store, StoreError};
 use crate::swarm::dial::Book;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
-use crate::wire::bitfield::Bitfield;
+use crate::wire::bitfield::{Bitfield, BitfieldError};
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::MAX_BLOCK_BYTES;
 use crate::wire::metainfo::{Metainfo, MetainfoError};
@@ -95,6 +96,12 @@ pub enum ActivateError {
     Store(#[from] StoreError),
     #[error("its .torrent is damaged: {0}")]
     Metainfo(#[from] MetainfoError),
+    #[error("its .torrent could not be read back: {0}")]
+    Segments(#[from] SegmentError),
+    #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
+    Bitfield(#[from] ChunkError),
+    #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
+    BitfieldShape(#[from] BitfieldError),
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
 }
@@ -271,15 +278,13 @@ impl Core {
         opened.map_err(|source| ActivateError::Folder { folder, source })
     }
 
-    fn load_bitfield(&self, torrent: &Torrent) -> Result<Bitfield, StoreError> {
-        let mut chunks = Vec::new();
-        self.store.for_each(records::BITFIELDS, torrent.key().as_bytes(), &mut |key, value| {
-            if let Some(number) = records::chunk_number(key) {
-                chunks.push((number, value.to_vec()));
-            }
-            std::ops::ControlFlow::Continue(())
-        })?;
-        Ok(records::join_bitfield(torrent.summary.layout.piece_count(), chunks.into_iter()))
+    /// A damaged bitfield is nothing to trust: the torrent's data is checked instead.
+    fn load_bitfield(&self, torrent: &Torrent) -> Result<Bitfield, ActivateError> {
+        let pieces = torrent.summary.layout.piece_count();
+        let bytes = pieces.div_ceil(8) as usize;
+        let kept = chunks::get_chunks(&*self.store, records::BITFIELDS, torrent.key().as_bytes(), bytes)?;
+        let kept = kept.unwrap_or_else(|| vec![0; bytes]);
+        Ok(Bitfield::from_wire(&kept, pieces)?)
     }
 
     /// The session that this id names, wherever it is.

@@ -133,21 +133,18 @@ impl Ledger {
     }
 
     /// What changed since the last call, as a batch; forgets whom the caps no longer hold.
-    ///
-    /// # Errors
-    /// When a row is too large for the store.
-    pub fn take_changes(&self, unix_seconds: u64) -> Result<Batch, StoreError> {
+    pub fn take_changes(&self, unix_seconds: u64) -> Batch {
         let mut state = self.lock();
         state.forget(unix_seconds);
         let mut batch = Batch::new();
         for identity in std::mem::take(&mut state.changed) {
             if let Some(record) = state.peers.get(&identity) {
-                batch.put(LEDGER, &encode_identity(&identity), encode_record(record)?)?;
+                batch.put(LEDGER, &encode_identity(&identity), encode_record(record));
             }
         }
         for row in std::mem::take(&mut state.changed_files) {
             if let Some(record) = state.files.get(&row) {
-                batch.put(LEDGER_FILES, &row_key(&row), encode_record(record)?)?;
+                batch.put(LEDGER_FILES, &row_key(&row), encode_record(record));
             }
         }
         for identity in std::mem::take(&mut state.gone) {
@@ -156,7 +153,7 @@ impl Ledger {
         for row in std::mem::take(&mut state.gone_files) {
             batch.delete(LEDGER_FILES, &row_key(&row));
         }
-        Ok(batch)
+        batch
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -217,11 +214,8 @@ pub async fn run(core: Arc<Core>) {
             () = tokio::time::sleep(WRITE_EVERY) => {}
             () = core.tasks.stopping() => {}
         }
-        let written = match core.ledger.take_changes(core.clock.unix_seconds()) {
-            Ok(batch) => core.submit(batch).await,
-            Err(error) => Err(error),
-        };
-        if let Err(error) = written {
+        let changes = core.ledger.take_changes(core.clock.unix_seconds());
+        if let Err(error) = core.submit(changes).await {
             tracing::error!(%error, "the ledger could not be written: the last minute's figures may be lost");
         }
     }
@@ -276,7 +270,7 @@ mod tests {
         let ledger = Ledger::load(&store).unwrap();
         ledger.received(peer(1), key, "got5.mp4", 5 << 20, 1_000);
         ledger.sent(peer(2), key, "got5.mp4", 2 << 20, 1_001);
-        store.commit(ledger.take_changes(1_002).unwrap()).unwrap();
+        store.commit(ledger.take_changes(1_002)).unwrap();
         let ledger = Ledger::load(&store).unwrap();
         ledger.received(peer(1), key, "got5.mp4", 1 << 20, 2_000);
         assert_eq!(ledger.given_bytes(peer(1)), 6 << 20);
@@ -293,8 +287,8 @@ mod tests {
         let ledger = Ledger::load(&store).unwrap();
         ledger.received(peer(1), key, "a", 5 << 20, 1_000);
         ledger.received(peer(2), key, "a", 5, 1_000);
-        store.commit(ledger.take_changes(1_000).unwrap()).unwrap();
-        store.commit(ledger.take_changes(1_000 + PASSER_BY_SECONDS + 1).unwrap()).unwrap();
+        store.commit(ledger.take_changes(1_000)).unwrap();
+        store.commit(ledger.take_changes(1_000 + PASSER_BY_SECONDS + 1)).unwrap();
         let ledger = Ledger::load(&store).unwrap();
         assert_eq!(ledger.accounts().len(), 1);
         assert_eq!(ledger.given_bytes(peer(1)), 5 << 20);

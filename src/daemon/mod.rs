@@ -1,1 +1,249 @@
-//! See ARCHITECTURE.md.
+//! The shell of `peerd`: everything that touches the world. The rules are [`crate::swarm`]'s.
+//!
+//! Start: [`State::open`] takes the state folder, then [`Daemon::start`] listens, loads, and runs until
+//! [`Daemon::stop`]. A stop tells the trackers, commits what is in flight and closes the store cleanly.
+
+pub mod announcing;
+pub mod choking;
+pub mod commands;
+pub mod commit;
+pub mod control;
+pub mod core;
+pub mod disk;
+pub mod flow;
+pub mod identity;
+pub mod janitor;
+pub mod ledger;
+pub mod lifecycle;
+pub mod making;
+pub mod net;
+pub mod options;
+pub mod publishing;
+pub mod records;
+pub mod share;
+pub mod sharing;
+pub mod tasks;
+pub mod torrent;
+pub mod trackers;
+pub mod watch;
+
+use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::clock::{Clock, SystemClock};
+use crate::db::record::{decode_record, encode_record};
+use crate::db::segments::{SegmentError, SegmentLog};
+use crate::db::{Batch, SledStore, Store, StoreError};
+use commands::Commands;
+use control::{ControlSocket, SocketPlace};
+use core::{Core, Parts};
+use disk::fs::NativeFs;
+use identity::{IdentityError, Signer};
+use ledger::Ledger;
+use options::{Options, TrackerChoice};
+use records::{SETTINGS, SettingRecord};
+use sharing::Shares;
+use trackers::OurTracker;
+use trackers::http::HttpSetupError;
+use watch::{WatchError, Watcher};
+
+/// The trackers have so long to hear that we stop.
+const FAREWELL: Duration = Duration::from_secs(3);
+/// What is in flight has so long to be committed.
+const STOP_LIMIT: Duration = Duration::from_secs(20);
+
+/// Why peerd did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{}: {source}", path.display())]
+    Folder { path: PathBuf, source: std::io::Error },
+    #[error("the state folder {}: {source}", path.display())]
+    Store { path: PathBuf, source: StoreError },
+    #[error("the state folder: {0}")]
+    Segments(#[from] SegmentError),
+    #[error("{0}")]
+    Identity(#[from] IdentityError),
+    #[error("{0}")]
+    Bind(#[from] net::bind::BindError),
+    #[error("{0}")]
+    Control(#[from] control::BindError),
+    #[error("{0}")]
+    Http(#[from] HttpSetupError),
+    #[error("upload/ cannot be watched: {0}")]
+    Watch(#[from] WatchError),
+    #[error("no random numbers from the operating system: {0}")]
+    Random(getrandom::Error),
+}
+
+/// The state folder, taken: no other peerd can run on it.
+pub struct State {
+    options: Options,
+    store: Arc<SledStore>,
+    segments: SegmentLog,
+    identity: Signer,
+}
+
+impl State {
+    /// Makes the folders, locks the state and reads who we are.
+    ///
+    /// # Errors
+    /// When a folder cannot be used or another peerd has it.
+    pub fn open(options: Options) -> Result<State, StartError> {
+        make_dir(&options.state_dir, 0o700)?;
+        make_dir(&options.upload_dir, 0o755)?;
+        make_dir(&options.download_dir, 0o755)?;
+        let path = options.state_dir.join("db");
+        let store = SledStore::open(&path).map_err(|source| StartError::Store { path, source })?;
+        let segments = SegmentLog::open(&options.state_dir.join("torrents"))?;
+        let identity = Signer::load_or_create(&options.state_dir.join("identity"))?;
+        Ok(State { options, store: Arc::new(store), segments, identity })
+    }
+
+    pub fn options(&self) -> &Options {
+        &self.options
+    }
+
+    /// The tracker to use: as asked, or as the last time, or our own.
+    pub fn tracker(&self) -> TrackerChoice {
+        match &self.options.tracker {
+            TrackerChoice::AsBefore => match self.setting("tracker").as_deref() {
+                None | Some("own") => TrackerChoice::Own,
+                Some(text) => options::parse_tracker(text, None).unwrap_or(TrackerChoice::Own),
+            },
+            chosen => chosen.clone(),
+        }
+    }
+
+    fn setting(&self, name: &str) -> Option<String> {
+        let bytes = self.store.get(SETTINGS, name.as_bytes()).ok()??;
+        decode_record::<SettingRecord>(&bytes).ok().map(|record| record.0)
+    }
+}
+
+/// A running peerd.
+pub struct Daemon {
+    core: Arc<Core>,
+    store: Arc<SledStore>,
+    _watcher: Watcher,
+}
+
+impl Daemon {
+    /// Listens and runs. `tracker` is where our tracker answers; `embedded` says that it runs inside this process.
+    ///
+    /// # Errors
+    /// When there is no place to listen, or a folder or the control socket cannot be used.
+    pub async fn start(state: State, tracker: OurTracker, embedded: bool) -> Result<Daemon, StartError> {
+        let last_port = state.setting("port").and_then(|text| text.parse().ok());
+        let listeners = net::bind::listeners(&state.options.listen, last_port)?;
+        let listening: Vec<SocketAddr> = listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect();
+        let socket = ControlSocket::bind(&socket_place(&state.options))?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let store_error = |source| StartError::Store { path: state.options.state_dir.clone(), source };
+        remember(&*state.store, &state.options.tracker, &tracker, embedded, &listening).map_err(store_error)?;
+        let parts = Parts {
+            ledger: Ledger::load(&*state.store).map_err(store_error)?,
+            shares: Shares::load(&*state.store).map_err(store_error)?,
+            options: state.options.clone(),
+            clock: clock.clone(),
+            store: state.store.clone(),
+            segments: Arc::new(state.segments),
+            files: Arc::new(NativeFs),
+            identity: state.identity,
+            listening,
+            tracker,
+            embedded,
+            seed: seed()?,
+        };
+        let core = Arc::new(Core::new(parts)?);
+        lifecycle::load(&core).map_err(store_error)?;
+        let (watcher, events) = Watcher::start(core.options.upload_dir.clone(), clock)?;
+        let tasks = &core.tasks;
+        for listener in listeners {
+            tasks.spawn("listen", net::listen::run(core.clone(), listener));
+        }
+        tasks.spawn("dial", net::dial::run(core.clone()));
+        tasks.spawn("choke", choking::run(core.clone()));
+        tasks.spawn("announce", announcing::run(core.clone()));
+        tasks.spawn("publish", publishing::run(core.clone()));
+        tasks.spawn("share", sharing::run(core.clone(), events));
+        tasks.spawn("janitor", janitor::run(core.clone()));
+        tasks.spawn_to_end("commit", commit::run(core.clone()));
+        tasks.spawn_to_end("ledger", ledger::run(core.clone()));
+        tasks.spawn("start torrents", start_all(core.clone()));
+        let engine = Arc::new(Commands::new(core.clone()));
+        let stopping = core.tasks.clone();
+        tasks.spawn_to_end("control", async move { socket.serve(engine, async move { stopping.stopping().await }).await });
+        Ok(Daemon { core, store: state.store, _watcher: watcher })
+    }
+
+    pub fn listening(&self) -> &[SocketAddr] {
+        &self.core.listening
+    }
+
+    /// Resolves when `peerctl leave` has been carried out.
+    pub async fn left(&self) {
+        self.core.leave.notified().await;
+    }
+
+    /// Tells the trackers, ends all sessions, commits, closes the store.
+    pub async fn stop(self) {
+        self.core.announcer.leave(&self.core, FAREWELL).await;
+        let left = self.core.tasks.stop(STOP_LIMIT).await;
+        if left > 0 {
+            tracing::warn!(left, "tasks did not end in time");
+        }
+        let store = self.store;
+        match tokio::task::spawn_blocking(move || store.close()).await {
+            Ok(Ok(())) => tracing::info!("stopped"),
+            Ok(Err(error)) => tracing::error!(%error, "the store could not be closed cleanly"),
+            Err(error) => tracing::error!(%error, "the store could not be closed cleanly"),
+        }
+    }
+}
+
+async fn start_all(core: Arc<Core>) {
+    for torrent in core.torrents() {
+        core.start(&torrent).await;
+    }
+}
+
+fn socket_place(options: &Options) -> SocketPlace {
+    SocketPlace {
+        path: options.socket.clone().unwrap_or_else(|| options.state_dir.join("peerd.sock")),
+        runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
+        control_group: options.control_group.clone(),
+    }
+}
+
+/// What the next start without arguments goes by.
+fn remember(
+    store: &dyn Store,
+    asked: &TrackerChoice,
+    tracker: &OurTracker,
+    embedded: bool,
+    listening: &[SocketAddr],
+) -> Result<(), StoreError> {
+    let mut batch = Batch::new();
+    if *asked != TrackerChoice::AsBefore {
+        let text = if embedded { "own".to_owned() } else { tracker.to_string() };
+        batch.put(SETTINGS, b"tracker", encode_record(&SettingRecord(text)));
+    }
+    if let Some(addr) = listening.first() {
+        batch.put(SETTINGS, b"port", encode_record(&SettingRecord(addr.port().to_string())));
+    }
+    store.commit(batch)
+}
+
+fn make_dir(path: &Path, mode: u32) -> Result<(), StartError> {
+    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
+    made.map_err(|source| StartError::Folder { path: path.to_owned(), source })
+}
+
+fn seed() -> Result<u64, StartError> {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).map_err(StartError::Random)?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -3,15 +3,13 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::db::Table;
 use crate::db::record::Record;
 use crate::db::segments::Position;
-use crate::db::{Batch, StoreError, Table};
-use crate::wire::bitfield::Bitfield;
-use crate::wire::id::InfoHash;
 
 /// Key: the info-hash's bytes. Value: [`TorrentRecord`].
 pub const TORRENTS: Table = Table::new("torrents");
-/// Key: the info-hash's bytes, then a chunk number (u32, big-endian). Value: that chunk of the bitfield, bare bytes.
+/// Key: the info-hash's bytes. Value: the bitfield of what has been committed, in chunks.
 pub const BITFIELDS: Table = Table::new("bitfields");
 /// Key: a path below upload/. Value: [`ShareRecord`].
 pub const SHARES: Table = Table::new("shares");
@@ -23,9 +21,6 @@ pub const LEDGER: Table = Table::new("ledger");
 pub const LEDGER_FILES: Table = Table::new("ledger_files");
 /// Key: a word. Value: [`SettingRecord`].
 pub const SETTINGS: Table = Table::new("settings");
-
-/// Bitfields are kept in chunks so that no value passes 4 KiB.
-const CHUNK_BYTES: usize = 4_000;
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TorrentRecord {
@@ -39,6 +34,8 @@ pub struct TorrentRecord {
     pub origin: OriginRecord,
     /// Of our network: announced on whatever tracker we are given, and published.
     pub ours: bool,
+    /// To be told to the tracker, and told again if it forgets.
+    pub publish: bool,
     pub complete: bool,
     pub paused: bool,
     /// Seconds since 1970.
@@ -117,76 +114,4 @@ pub struct SettingRecord(pub String);
 
 impl Record for SettingRecord {
     const VERSION: u8 = 1;
-}
-
-/// Puts those chunks of the bitfield that hold `pieces`.
-pub fn put_bitfield_chunks(batch: &mut Batch, key: InfoHash, bitfield: &Bitfield, pieces: impl Iterator<Item = u32>) -> Result<(), StoreError> {
-    let mut chunks: Vec<usize> = pieces.map(|piece| piece as usize / 8 / CHUNK_BYTES).collect();
-    chunks.sort_unstable();
-    chunks.dedup();
-    for chunk in chunks {
-        let bytes = bitfield.as_bytes().chunks(CHUNK_BYTES).nth(chunk).unwrap_or_default();
-        batch.put(BITFIELDS, &chunk_key(key, chunk), bytes.to_vec())?;
-    }
-    Ok(())
-}
-
-/// Deletes every chunk of the torrent's bitfield.
-pub fn delete_bitfield(batch: &mut Batch, key: InfoHash, pieces: u32) {
-    for chunk in 0..=(pieces as usize / 8 / CHUNK_BYTES) {
-        batch.delete(BITFIELDS, &chunk_key(key, chunk));
-    }
-}
-
-/// Puts chunks together again; a missing or short chunk counts as no pieces, spare bits are dropped.
-pub fn join_bitfield(pieces: u32, chunks: impl Iterator<Item = (u32, Vec<u8>)>) -> Bitfield {
-    let mut bytes = vec![0; pieces.div_ceil(8) as usize];
-    for (number, chunk) in chunks {
-        let start = number as usize * CHUNK_BYTES;
-        if let Some(to) = bytes.get_mut(start..).and_then(|rest| rest.get_mut(..chunk.len())) {
-            to.copy_from_slice(&chunk);
-        }
-    }
-    let spare = pieces.div_ceil(8) * 8 - pieces;
-    if let Some(last) = bytes.last_mut() {
-        *last = *last >> spare << spare;
-    }
-    Bitfield::from_wire(&bytes, pieces).unwrap_or_else(|_| Bitfield::empty(pieces))
-}
-
-/// The chunk number at the end of a key of [`BITFIELDS`].
-pub fn chunk_number(key: &[u8]) -> Option<u32> {
-    key.last_chunk::<4>().map(|bytes| u32::from_be_bytes(*bytes))
-}
-
-fn chunk_key(key: InfoHash, chunk: usize) -> Vec<u8> {
-    let mut bytes = key.as_bytes().to_vec();
-    bytes.extend_from_slice(&(chunk as u32).to_be_bytes());
-    bytes
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::wire::layout::Layout;
-
-    #[test]
-    fn a_bitfield_of_several_chunks_comes_back_and_a_lost_chunk_only_costs_its_pieces() {
-        let pieces = 3 * 32_000 + 5;
-        let layout = Layout::new(u64::from(pieces) * 16_384, 16_384).unwrap();
-        let mut bitfield = Bitfield::empty(pieces);
-        for piece in layout.pieces().step_by(3) {
-            bitfield.set(piece);
-        }
-        let chunks: Vec<(u32, Vec<u8>)> =
-            (0..).zip(bitfield.as_bytes().chunks(CHUNK_BYTES).map(<[u8]>::to_vec)).collect();
-        assert_eq!(chunks.len(), 4);
-        assert_eq!(join_bitfield(pieces, chunks.clone().into_iter()), bitfield);
-        let without: Vec<_> = chunks.into_iter().filter(|(number, _)| *number != 1).collect();
-        let joined = join_bitfield(pieces, without.into_iter());
-        for piece in layout.pieces() {
-            let lost = (32_000..64_000).contains(&piece.get());
-            assert_eq!(joined.get(piece), bitfield.get(piece) && !lost);
-        }
-    }
 }

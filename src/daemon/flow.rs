@@ -1,0 +1,117 @@
+//! What flows between the rules of a torrent's swarm and the rest of the daemon: effects out, finished disk work in.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::core::Core;
+use super::disk::assembly::{Done, Outcome, Work};
+use super::disk::storage::StorageError;
+use super::torrent::{Active, Torrent};
+use crate::swarm::{Effect, Given, SessionId};
+use crate::wire::layout::{Block, PieceIndex};
+
+impl Torrent {
+    /// Wakes the sessions that have something to do and passes on what the rules decided.
+    pub fn pass_effects(&self, core: &Core, active: &Active) {
+        let mut wakes: Vec<SessionId> = Vec::new();
+        let mut inner = active.lock();
+        inner.swarm.take_wakes(&mut wakes);
+        for id in wakes {
+            if let Some(session) = inner.sessions.get(&id) {
+                session.wake.notify_one();
+            }
+        }
+        while let Some(effect) = inner.swarm.poll_effect() {
+            match effect {
+                Effect::Close(id, why) => {
+                    if let Some(session) = inner.sessions.get(&id) {
+                        session.close(why.to_string());
+                    }
+                }
+                Effect::ReviewChoking => core.choking.notify_one(),
+                // The last piece goes through its commit like every other.
+                Effect::Complete => core.commits.hurry(),
+            }
+        }
+    }
+
+    /// Blocks that were to be served and could not be read: the peer is told, and the data is looked at.
+    pub fn uploads_failed(self: &Arc<Self>, core: &Arc<Core>, active: &Arc<Active>, id: SessionId, blocks: Vec<Block>) {
+        if blocks.is_empty() {
+            return;
+        }
+        {
+            let mut inner = active.lock();
+            for block in blocks {
+                inner.swarm.upload_failed(id, block);
+            }
+        }
+        core.data_is_suspect(self);
+    }
+
+    /// Has a piece, or a part of it, hashed and written on a thread that may block.
+    pub fn start_disk_work(self: &Arc<Self>, core: &Arc<Core>, active: &Arc<Active>, work: Work) {
+        let (torrent, core, active) = (self.clone(), core.clone(), active.clone());
+        tokio::task::spawn_blocking(move || {
+            let piece = work.piece();
+            let done = work.execute(&active.storage, &active.meta.piece_check(piece));
+            torrent.disk_work_done(&core, &active, piece, done);
+        });
+    }
+
+    fn disk_work_done(
+        self: &Arc<Self>,
+        core: &Arc<Core>,
+        active: &Arc<Active>,
+        piece: PieceIndex,
+        done: Result<Done, StorageError>,
+    ) {
+        let mut next = None;
+        let mut given = Vec::new();
+        let done = match done {
+            Ok(done) => done,
+            Err(error) => {
+                let mut inner = active.lock();
+                inner.assembly.abandon(piece);
+                inner.swarm.piece_dropped(piece);
+                drop(inner);
+                core.disk_failed(self, &error);
+                return;
+            }
+        };
+        {
+            let mut inner = active.lock();
+            match inner.assembly.done(done) {
+                Outcome::Pending(piece) => next = inner.assembly.next_work(piece, core.pool.under_pressure()),
+                Outcome::Stale(_) => {}
+                Outcome::Wrong(piece) => {
+                    tracing::info!(torrent = %self.summary.name, piece = piece.get(), "a piece came wrong and is fetched again");
+                    inner.swarm.piece_failed(piece);
+                }
+                Outcome::Verified(piece) => {
+                    // Queued before the rules hear of it: what is announced complete must be on its way to its commit.
+                    let bytes = u64::from(self.summary.layout.piece_len(piece));
+                    core.commits.add(self, active, piece, bytes);
+                    given = inner.swarm.piece_verified(piece);
+                }
+            }
+        }
+        if let Some(work) = next {
+            self.start_disk_work(core, active, work);
+        }
+        self.thank(core, &given);
+        self.pass_effects(core, active);
+        self.touch();
+    }
+
+    /// Only verified payload earns.
+    fn thank(&self, core: &Core, given: &[Given]) {
+        let now = core.clock.unix_seconds();
+        let name = self.summary.name.to_string_lossy();
+        for giver in given {
+            let bytes = u64::from(giver.bytes);
+            core.ledger.received(giver.identity, self.key(), &name, bytes, now);
+            self.downloaded_bytes.fetch_add(bytes, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,473 @@
+//! How torrents come, change state and go.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::announcing::What as Announce;
+use super::core::{ActivateError, Core};
+use super::disk::check::{self, CheckError};
+use super::disk::storage::{FinishError, Storage};
+use super::records::{self, OriginRecord, TorrentRecord};
+use super::torrent::{Active, Origin, Phase, Status, Summary, Torrent};
+use crate::db::record::{decode_record, encode_record};
+use crate::db::segments::SegmentError;
+use crate::db::{Batch, StoreError, chunks};
+use crate::wire::bitfield::Bitfield;
+use crate::wire::layout::Layout;
+use crate::wire::metainfo::{Metainfo, MetainfoError};
+use crate::wire::name::{FileName, RelPath};
+
+/// Why a torrent could not be added.
+#[derive(Debug, thiserror::Error)]
+pub enum AddError {
+    #[error("{0}")]
+    Metainfo(#[from] MetainfoError),
+    #[error("the state folder: {0}")]
+    Store(#[from] StoreError),
+    #[error("the state folder: {0}")]
+    Segments(#[from] SegmentError),
+    #[error("{}: {source}", folder.display())]
+    Folder { folder: PathBuf, source: std::io::Error },
+}
+
+impl Core {
+    /// Writes a batch; returns when it is safe from a power cut.
+    ///
+    /// # Errors
+    /// When the store could not keep it.
+    pub async fn submit(&self, batch: Batch) -> Result<(), StoreError> {
+        if batch.is_empty() { Ok(()) } else { self.store.submit(batch).await }
+    }
+
+    /// Writes what the store must know of the torrent.
+    ///
+    /// # Errors
+    /// When the store could not keep it.
+    pub async fn save(&self, torrent: &Torrent) -> Result<(), StoreError> {
+        let mut batch = Batch::new();
+        put_torrent(&mut batch, torrent);
+        self.submit(batch).await
+    }
+
+    /// Appends a `.torrent` to the segments and syncs them.
+    ///
+    /// # Errors
+    /// When it could not be kept.
+    pub async fn keep_metainfo(self: &Arc<Self>, bytes: Vec<u8>) -> Result<crate::db::segments::Position, SegmentError> {
+        let core = self.clone();
+        let kept = tokio::task::spawn_blocking(move || {
+            let position = core.segments.append(&bytes)?;
+            core.segments.sync()?;
+            Ok(position)
+        });
+        kept.await.unwrap_or_else(|error| {
+            Err(SegmentError::Io { path: self.options.state_dir.clone(), source: std::io::Error::other(error) })
+        })
+    }
+
+    /// Adds a torrent to be fetched into `folder`, or gives back the one of that key which is here. Data that lies there
+    /// already is checked first and used.
+    ///
+    /// # Errors
+    /// When the `.torrent` is refused, the folder cannot be used, or the state folder fails.
+    pub async fn add_fetched(self: &Arc<Self>, bytes: Vec<u8>, folder: PathBuf, ours: bool) -> Result<Arc<Torrent>, AddError> {
+        let meta = Metainfo::parse(&bytes)?;
+        if let Some(known) = self.torrent(meta.info_hash()) {
+            return Ok(known);
+        }
+        let (core, to) = (self.clone(), folder.clone());
+        let name = meta.name().clone();
+        let key = meta.info_hash();
+        let found = tokio::task::spawn_blocking(move || core.look_into(&to, &name, &Storage::part_name(key)))
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|source| AddError::Folder { folder: folder.clone(), source })?;
+        let position = self.keep_metainfo(bytes).await?;
+        let summary = Summary::of(&meta, position, self.clock.unix_seconds());
+        let status = Status {
+            phase: if found == Found::Nothing { Phase::Downloading } else { Phase::Checking },
+            paused: false,
+            origin: Origin::Download { folder },
+            ours,
+            complete: false,
+            stat: None,
+            withdrawn: false,
+            publish: false,
+        };
+        let torrent = Arc::new(Torrent::new(summary, status));
+        let mut batch = Batch::new();
+        put_torrent(&mut batch, &torrent);
+        let empty = Bitfield::empty(meta.layout().piece_count());
+        chunks::put_chunks(&mut batch, records::BITFIELDS, key.as_bytes(), empty.as_bytes());
+        self.submit(batch).await?;
+        let torrent = self.insert(torrent);
+        match found {
+            Found::Nothing => self.start(&torrent).await,
+            Found::Part => self.tasks.spawn("check", check_part(self.clone(), torrent.clone())),
+            Found::Foreign => self.tasks.spawn("check", check_foreign(self.clone(), torrent.clone())),
+        }
+        Ok(torrent)
+    }
+
+    fn look_into(&self, folder: &Path, name: &FileName, part: &Path) -> std::io::Result<Found> {
+        let root = self.files.open_or_make_root(folder)?;
+        if root.stat(Path::new(name.as_os_str())).is_ok() {
+            return Ok(Found::Foreign);
+        }
+        Ok(if root.stat(part).is_ok() { Found::Part } else { Found::Nothing })
+    }
+
+    /// Starts what a torrent's state asks for: announces it, and connects it if it is downloading.
+    pub async fn start(self: &Arc<Self>, torrent: &Arc<Torrent>) {
+        if !torrent.with_status(Status::is_live) {
+            return;
+        }
+        if torrent.with_status(|status| status.phase == Phase::Downloading) {
+            match self.activate(torrent).await {
+                Ok(active) => {
+                    // Nothing is missing from a torrent of 0 bytes, or after a stop between the last commit and the rename.
+                    let whole = active.lock().committed.is_full();
+                    if whole {
+                        self.complete(torrent, &active).await;
+                        return;
+                    }
+                }
+                Err(error) => {
+                    self.fail(torrent, format!("{}: {error}", torrent.summary.name));
+                    return;
+                }
+            }
+        }
+        self.announcer.tell(torrent.key(), Announce::Started);
+        self.dialling.notify_one();
+    }
+
+    /// All pieces are verified and committed: the data gets its name, and the torrent seeds.
+    pub async fn complete(self: &Arc<Self>, torrent: &Arc<Torrent>, active: &Arc<Active>) {
+        if torrent.with_status(|status| status.complete) {
+            return;
+        }
+        let of = active.clone();
+        let finished = tokio::task::spawn_blocking(move || of.storage.finish()).await;
+        match finished.unwrap_or_else(|error| Err(FinishError::Io(std::io::Error::other(error)))) {
+            Ok(()) => {}
+            Err(FinishError::Clash) => {
+                let folder = self.data_path(torrent);
+                self.fail(torrent, format!("{} is taken meanwhile by something that peerd did not make: move it away and type peerctl resume {}", folder.display(), torrent.key()));
+                return;
+            }
+            Err(error) => {
+                self.fail(torrent, format!("{} is fetched whole but could not be put in its place: {error}", torrent.summary.name));
+                return;
+            }
+        }
+        torrent.update(|status| {
+            status.complete = true;
+            status.phase = Phase::Seeding;
+            status.publish = status.ours;
+        });
+        if let Err(error) = self.save(torrent).await {
+            tracing::error!(torrent = %torrent.summary.name, %error, "its completion could not be recorded; after a restart it is checked again");
+        }
+        self.announcer.tell(torrent.key(), Announce::Completed);
+        if torrent.with_status(|status| status.publish) {
+            self.publisher.publish(torrent.key());
+        }
+        self.choking.notify_one();
+        tracing::info!(torrent = %torrent.summary.name, key = %torrent.key(), "complete");
+        torrent.touch();
+    }
+
+    /// Our own side failed: sessions end, the user is told, `resume` tries again.
+    pub fn fail(&self, torrent: &Arc<Torrent>, message: String) {
+        tracing::warn!(torrent = %torrent.summary.name, "{message}");
+        torrent.update(|status| status.phase = Phase::Error(message));
+        self.disconnect(torrent, "stopped by an error here");
+        self.announcer.tell(torrent.key(), Announce::Stopped);
+    }
+
+    /// Ends every session of the torrent.
+    pub fn disconnect(&self, torrent: &Torrent, why: &str) {
+        if let Some(active) = torrent.active_now() {
+            for session in active.lock().sessions.values() {
+                session.close(why);
+            }
+        }
+    }
+
+    /// Where the data lies, or will.
+    pub fn data_path(&self, torrent: &Torrent) -> PathBuf {
+        let name = torrent.summary.name.as_os_str();
+        match torrent.with_status(|status| status.origin.clone()) {
+            Origin::Upload { path } => self.options.upload_dir.join(path.as_path()),
+            Origin::InPlace { folder } | Origin::Download { folder } => folder.join(name),
+        }
+    }
+
+    /// # Errors
+    /// When the store could not keep it.
+    pub async fn pause(&self, torrent: &Arc<Torrent>) -> Result<(), StoreError> {
+        torrent.update(|status| status.paused = true);
+        self.disconnect(torrent, "paused");
+        self.announcer.tell(torrent.key(), Announce::Stopped);
+        self.save(torrent).await
+    }
+
+    /// Also after an error: what can be tried again is tried again.
+    ///
+    /// # Errors
+    /// When the store could not keep it.
+    pub async fn resume(self: &Arc<Self>, torrent: &Arc<Torrent>) -> Result<(), StoreError> {
+        let failed = torrent.update(|status| {
+            status.paused = false;
+            matches!(status.phase, Phase::Error(_) | Phase::Missing)
+        });
+        self.save(torrent).await?;
+        if failed {
+            self.begin_verify(torrent);
+        } else {
+            self.start(torrent).await;
+        }
+        Ok(())
+    }
+
+    /// Hashes what lies on disk and goes on from what is right. Returns at once; the phase is *checking* meanwhile.
+    pub fn begin_verify(self: &Arc<Self>, torrent: &Arc<Torrent>) {
+        let was = torrent.update(|status| std::mem::replace(&mut status.phase, Phase::Checking));
+        if was != Phase::Checking {
+            self.disconnect(torrent, "its data is being checked");
+            self.tasks.spawn("verify", verify(self.clone(), torrent.clone()));
+        }
+    }
+
+    /// Forgets the torrent, and deletes its data if asked.
+    ///
+    /// # Errors
+    /// When the store or the disk fails; the torrent is gone from memory all the same.
+    pub async fn remove(self: &Arc<Self>, torrent: &Arc<Torrent>, data: bool) -> Result<(), AddError> {
+        torrent.removed.store(true, Ordering::Release);
+        self.disconnect(torrent, "removed");
+        self.announcer.tell(torrent.key(), Announce::Removed);
+        if torrent.with_status(|status| status.publish) {
+            self.publisher.withdraw(torrent.key());
+        }
+        let active = self.activate(torrent).await;
+        let mut batch = Batch::new();
+        batch.delete(records::TORRENTS, torrent.key().as_bytes());
+        let bitfield_bytes = torrent.summary.layout.piece_count().div_ceil(8) as usize;
+        chunks::delete_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), bitfield_bytes);
+        self.submit(batch).await?;
+        self.forget(torrent.key());
+        torrent.touch();
+        let (Ok(active), true) = (active, data) else { return Ok(()) };
+        let folder = self.data_path(torrent);
+        tokio::task::spawn_blocking(move || active.storage.delete())
+            .await
+            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
+            .map_err(|source| AddError::Folder { folder, source })
+    }
+}
+
+/// What lies where a torrent's data is to go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Found {
+    Nothing,
+    /// Unfinished data of an earlier run whose record is gone.
+    Part,
+    /// Something of that name that peerd did not make.
+    Foreign,
+}
+
+async fn check_part(core: Arc<Core>, torrent: Arc<Torrent>) {
+    verify(core, torrent).await;
+}
+
+/// A file that we did not make is read, never written: right as a whole, it is seeded where it lies.
+async fn check_foreign(core: Arc<Core>, torrent: Arc<Torrent>) {
+    torrent.update(|status| status.complete = true);
+    let checked = check_data(&core, &torrent).await;
+    match checked {
+        Ok(found) if found.is_full() => {
+            torrent.update(|status| {
+                status.phase = Phase::Seeding;
+                status.publish = status.ours;
+            });
+            if let Err(error) = core.save(&torrent).await {
+                tracing::error!(%error, "could not be recorded");
+            }
+            if torrent.with_status(|status| status.publish) {
+                core.publisher.publish(torrent.key());
+            }
+            core.start(&torrent).await;
+        }
+        Ok(_) => {
+            torrent.update(|status| status.complete = false);
+            let path = core.data_path(&torrent);
+            let message = format!(
+                "{} is there already and is not this torrent's data: it was left as it is. Fetch into another folder: peerctl get --to DIR {}",
+                path.display(),
+                torrent.key()
+            );
+            core.deactivate(&torrent).await;
+            core.clash(&torrent, message).await;
+        }
+        Err(error) => {
+            torrent.update(|status| status.complete = false);
+            core.fail(&torrent, format!("{} could not be checked: {error}", core.data_path(&torrent).display()));
+        }
+    }
+}
+
+impl Core {
+    /// A fetch that cannot begin is not kept: the user types it again with another folder.
+    async fn clash(self: &Arc<Self>, torrent: &Arc<Torrent>, message: String) {
+        self.fail(torrent, message);
+        if let Err(error) = self.remove(torrent, false).await {
+            tracing::error!(%error, "a torrent that could not begin could not be forgotten");
+        }
+    }
+}
+
+async fn verify(core: Arc<Core>, torrent: Arc<Torrent>) {
+    let found = match check_data(&core, &torrent).await {
+        Ok(found) => found,
+        Err(error) => {
+            core.fail(&torrent, format!("{} could not be checked: {error}", core.data_path(&torrent).display()));
+            return;
+        }
+    };
+    let status = torrent.status();
+    if status.complete && !found.is_full() {
+        let own = matches!(status.origin, Origin::Download { .. });
+        if own && reopen_unfinished(&core, &torrent).await {
+            torrent.update(|status| status.complete = false);
+        } else {
+            let path = core.data_path(&torrent);
+            core.fail(&torrent, format!("{} is not what it was: {} of {} pieces are right. peerctl remove {} forgets it", path.display(), found.count(), found.piece_count(), torrent.key()));
+            torrent.update(|status| status.phase = if found.is_empty() { Phase::Missing } else { status.phase.clone() });
+            return;
+        }
+    }
+    if let Err(error) = adopt(&core, &torrent, &found).await {
+        core.fail(&torrent, format!("{}: {error}", torrent.summary.name));
+        return;
+    }
+    core.start(&torrent).await;
+}
+
+/// Takes what a check found as what we have.
+async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Result<(), ActivateError> {
+    core.deactivate(torrent).await;
+    let complete = torrent.with_status(|status| status.complete);
+    if !complete {
+        let mut batch = Batch::new();
+        chunks::put_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), found.as_bytes());
+        core.submit(batch).await?;
+    }
+    torrent.update(|status| status.phase = if status.complete { Phase::Seeding } else { Phase::Downloading });
+    Ok(core.save(torrent).await?)
+}
+
+/// Turns finished data with holes back into unfinished data.
+async fn reopen_unfinished(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
+    let Ok(active) = core.activate(torrent).await else { return false };
+    let reopened = tokio::task::spawn_blocking(move || active.storage.unfinish()).await;
+    matches!(reopened, Ok(Ok(())))
+}
+
+async fn check_data(core: &Arc<Core>, torrent: &Arc<Torrent>) -> Result<Bitfield, CheckDataError> {
+    let active = core.activate(torrent).await?;
+    torrent.checked_bytes.store(0, Ordering::Relaxed);
+    let of = torrent.clone();
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    let checked = tokio::task::spawn_blocking(move || {
+        check::check_all(&active.storage, &active.meta, threads, &of.removed, &of.checked_bytes)
+    });
+    Ok(checked.await.unwrap_or(Err(CheckError::Cancelled))?)
+}
+
+#[derive(Debug, thiserror::Error)]
+enum CheckDataError {
+    #[error("{0}")]
+    Activate(#[from] ActivateError),
+    #[error("{0}")]
+    Check(#[from] CheckError),
+}
+
+/// Adds the torrent's record to a batch.
+pub fn put_torrent(batch: &mut Batch, torrent: &Torrent) {
+    let status = torrent.status();
+    let summary = &torrent.summary;
+    let path_bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
+    let record = TorrentRecord {
+        position: summary.position,
+        name: summary.name.as_bytes().to_vec(),
+        total_bytes: summary.layout.total_bytes(),
+        piece_bytes: summary.layout.piece_bytes(),
+        private: summary.private,
+        multi_file: summary.multi_file,
+        origin: match &status.origin {
+            Origin::Upload { path } => OriginRecord::Upload { path: path.as_bytes().to_vec() },
+            Origin::InPlace { folder } => OriginRecord::InPlace { folder: path_bytes(folder) },
+            Origin::Download { folder } => OriginRecord::Download { folder: path_bytes(folder) },
+        },
+        ours: status.ours,
+        publish: status.publish,
+        complete: status.complete,
+        paused: status.paused,
+        added: summary.added,
+        stat: status.stat,
+    };
+    batch.put(records::TORRENTS, torrent.key().as_bytes(), encode_record(&record));
+}
+
+/// A torrent from its record; `None` if the record makes no sense.
+fn torrent_of(key: &[u8], bytes: &[u8]) -> Option<Torrent> {
+    use std::os::unix::ffi::OsStringExt;
+    let record: TorrentRecord = decode_record(bytes).ok()?;
+    let folder = |bytes: Vec<u8>| PathBuf::from(std::ffi::OsString::from_vec(bytes));
+    let summary = Summary {
+        key: crate::wire::id::InfoHash::from_slice(key)?,
+        name: FileName::new(&record.name).ok()?,
+        layout: Layout::new(record.total_bytes, u64::from(record.piece_bytes)).ok()?,
+        private: record.private,
+        multi_file: record.multi_file,
+        position: record.position,
+        added: record.added,
+    };
+    let status = Status {
+        phase: if record.complete { Phase::Seeding } else { Phase::Downloading },
+        paused: record.paused,
+        origin: match record.origin {
+            OriginRecord::Upload { path } => Origin::Upload { path: RelPath::parse(&path).ok()? },
+            OriginRecord::InPlace { folder: at } => Origin::InPlace { folder: folder(at) },
+            OriginRecord::Download { folder: at } => Origin::Download { folder: folder(at) },
+        },
+        ours: record.ours,
+        complete: record.complete,
+        stat: record.stat,
+        withdrawn: false,
+        publish: record.publish,
+    };
+    Some(Torrent::new(summary, status))
+}
+
+/// Reads the torrents of earlier runs. Damaged records are skipped and said.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn load(core: &Arc<Core>) -> Result<(), StoreError> {
+    let mut damaged = 0_u32;
+    core.store.for_each(records::TORRENTS, &[], &mut |key, bytes| {
+        match torrent_of(key, bytes) {
+            Some(torrent) => drop(core.insert(Arc::new(torrent))),
+            None => damaged += 1,
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    if damaged > 0 {
+        tracing::warn!(damaged, "records of torrents could not be read and were skipped: get or share them again");
+    }
+    Ok(())
+}
