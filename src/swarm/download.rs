@@ -162,7 +162,8 @@ impl Swarm {
         let block_bytes = session.down.block_bytes(self.config.max_block_bytes, now);
         loop {
             let Some(session) = self.sessions.get_mut(&id) else { return false };
-            if session.down.outstanding_bytes >= window || session.down.outstanding.len() >= session.down.reqq as usize {
+            if session.down.outstanding_bytes >= window || session.down.outstanding.len() >= session.down.reqq as usize
+            {
                 return false;
             }
             if out.len() >= max_bytes {
@@ -348,11 +349,7 @@ fn pick(picker: &mut Picker, session: &mut Session, block_bytes: u32) -> Option<
 /// The block cut into pieces that a peer takes, the last first: its holder will reach that one last.
 fn parts(block: Block, block_bytes: u32) -> impl Iterator<Item = RawBlock> {
     let steps = (block.begin()..block.end()).step_by(block_bytes as usize).rev();
-    steps.map(move |begin| RawBlock {
-        piece: block.piece().get(),
-        begin,
-        len: block_bytes.min(block.end() - begin),
-    })
+    steps.map(move |begin| RawBlock { piece: block.piece().get(), begin, len: block_bytes.min(block.end() - begin) })
 }
 
 fn overlap(a: Block, b: Block) -> bool {

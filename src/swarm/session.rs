@@ -381,13 +381,7 @@ impl Download {
 
 impl Window {
     fn new() -> Window {
-        Window {
-            bytes: FIRST_WINDOW_BYTES,
-            slow_start: true,
-            round_rate: 0,
-            round_ends: None,
-            least_delay: None,
-        }
+        Window { bytes: FIRST_WINDOW_BYTES, slow_start: true, round_rate: 0, round_ends: None, least_delay: None }
     }
 
     /// Slow start adds what comes in, so that the window doubles each round trip while the rate grows; then the window

@@ -190,11 +190,7 @@ impl Swarm {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         let needs_fast = matches!(
             message,
-            Message::HaveAll
-                | Message::HaveNone
-                | Message::Suggest(_)
-                | Message::Reject(_)
-                | Message::AllowedFast(_)
+            Message::HaveAll | Message::HaveNone | Message::Suggest(_) | Message::Reject(_) | Message::AllowedFast(_)
         );
         if needs_fast && !session.info.fast {
             return Err(PeerFault::FastNotAgreed);
