@@ -1,1 +1,51 @@
-//! See ARCHITECTURE.md.
+//! The rules of the game: pure. `now` and seeded randomness go in, messages and effects come out; sockets, disks and
+//! payload stay with the shell, be it the daemon or the simulator.
+//!
+//! - [`Swarm`]: one torrent's swarm from our seat. Sessions, what to ask of whom, what to serve, whom to tell.
+//! - [`choker`]: who may be served, over all sessions of all torrents.
+//! - [`dial`]: whom to connect to.
+//! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
+
+use std::net::IpAddr;
+
+pub mod choker;
+pub mod dial;
+mod download;
+mod fault;
+pub mod picker;
+pub mod rarity;
+pub mod rate;
+mod session;
+mod torrent;
+mod upload;
+
+pub use download::{Placement, Receipt};
+pub use fault::{CloseReason, PeerFault};
+pub use session::{SessionInfo, SessionReport};
+pub use torrent::{Effect, Swarm, SwarmConfig};
+
+/// One connection to one peer; unique in the process.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SessionId(pub u32);
+
+/// Who earns: a peerd by the key it has proved, another client by the address it comes from.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Identity {
+    Key([u8; 32]),
+    Address(IpAddr),
+}
+
+/// What somebody gave of a piece.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Given {
+    pub identity: Identity,
+    /// The session over which it came; it may be closed by now.
+    pub session: SessionId,
+    pub bytes: u32,
+}
+
+impl Given {
+    fn new(identity: Identity, session: SessionId) -> Given {
+        Given { identity, session, bytes: 0 }
+    }
+}

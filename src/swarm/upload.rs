@@ -1,0 +1,102 @@
+//! What peers ask of us.
+
+use super::session::{MAX_OUTBOX_BYTES, Session};
+use super::torrent::Swarm;
+use super::{PeerFault, SessionId};
+use crate::clock::Time;
+use crate::wire::layout::{Block, RawBlock};
+use crate::wire::message::Message;
+
+/// Requests that wait for one peer: 32 MiB of ordinary blocks, what a 10 Gbit/s path of 25 ms holds.
+pub const MAX_QUEUED_REQUESTS: usize = 2_000;
+
+impl Swarm {
+    /// The next block to send to this peer, taken off its queue. The shell calls it when the socket has room, and
+    /// answers with [`Swarm::upload_done`] or [`Swarm::upload_failed`].
+    pub fn next_upload(&mut self, id: SessionId) -> Option<Block> {
+        let up = &mut self.sessions.get_mut(&id)?.up;
+        let block = up.queue.pop_front()?;
+        up.serving += 1;
+        Some(block)
+    }
+
+    /// Whether [`Swarm::next_upload`] would give a block.
+    pub fn has_upload(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|session| !session.up.queue.is_empty())
+    }
+
+    /// The block's payload went into the socket.
+    pub fn upload_done(&mut self, now: Time, id: SessionId, block: Block) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.up.serving = session.up.serving.saturating_sub(1);
+        let before = session.up.sent_bytes;
+        session.up.sent_bytes += u64::from(block.len());
+        session.up.rate.add(now, u64::from(block.len()));
+        let after = session.up.sent_bytes;
+        self.review_after_upload(before, after);
+    }
+
+    /// The block could not be read: the peer is told, where it understands (BEP 6).
+    pub fn upload_failed(&mut self, id: SessionId, block: Block) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.up.serving = session.up.serving.saturating_sub(1);
+        session.reject(block.into());
+    }
+
+    /// Applies the choker's decision. Choking drops what waits: with the fast extension each request is rejected, else
+    /// the choke says it all (BEP 3, BEP 6).
+    pub fn set_choke(&mut self, id: SessionId, choke: bool) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if std::mem::replace(&mut session.we_choke, choke) == choke {
+            return;
+        }
+        session.send(if choke { &Message::Choke } else { &Message::Unchoke });
+        if choke {
+            session.withdraw(|_| true);
+        }
+        self.wake(id);
+    }
+
+    pub(super) fn peer_requests(&mut self, id: SessionId, raw: RawBlock) -> Result<(), PeerFault> {
+        let block = self.picker.layout().block(raw);
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        let Some(had) = block.filter(|block| self.picker.have().get(block.piece())) else {
+            session.reject(raw);
+            // A piece may have been forgotten after it was announced: a peer that can be told is told.
+            return if block.is_some() && session.info.fast { Ok(()) } else { session.offend(PeerFault::BadRequests) };
+        };
+        let full = session.up.queue.len() + session.up.serving as usize >= MAX_QUEUED_REQUESTS;
+        if session.we_choke || full {
+            session.reject(raw);
+        } else if !session.up.queue.contains(&had) {
+            session.up.queue.push_back(had);
+        }
+        if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
+    }
+
+    pub(super) fn peer_cancels(&mut self, id: SessionId, raw: RawBlock) -> Result<(), PeerFault> {
+        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+        // With the fast extension every request is answered, a cancelled one by a reject (BEP 6).
+        session.withdraw(|block| RawBlock::from(*block) == raw);
+        if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
+    }
+}
+
+impl Session {
+    /// Takes requests off the peer's queue, each answered by a reject where the peer understands it.
+    pub(super) fn withdraw(&mut self, which: impl Fn(&Block) -> bool) {
+        let mut gone = Vec::new();
+        self.up.queue.retain(|block| {
+            let goes = which(block);
+            gone.extend(goes.then_some(RawBlock::from(*block)));
+            !goes
+        });
+        gone.into_iter().for_each(|raw| self.reject(raw));
+    }
+
+    fn reject(&mut self, raw: RawBlock) {
+        if self.info.fast {
+            self.send(&Message::Reject(raw));
+        }
+    }
+}
