@@ -288,7 +288,7 @@ impl Core {
         if ours {
             urls.extend(self.further_trackers.iter().cloned());
         } else {
-            urls.extend(torrent.foreign_trackers(self).into_iter().map(Arc::new));
+            urls.extend(torrent.summary.trackers.iter().cloned());
         }
         urls
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::core::Core;
-use super::torrent::Phase;
+use super::torrent::Status;
 use crate::swarm::choker::{Choker, Decision, SessionView, UploadSlots};
 
 /// Turns are counted in bytes too, which no timer of the choker's knows: look so often while anybody is unchoked.
@@ -30,10 +30,8 @@ fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
         core.live_torrents().into_iter().filter_map(|torrent| Some((torrent.active_now()?, torrent))).collect();
     let mut views: Vec<SessionView> = Vec::new();
     for (active, torrent) in &live {
-        let seeding = torrent.with_status(|status| status.phase == Phase::Seeding);
-        let inner = active.lock();
-        for session in inner.sessions.values() {
-            views.extend(inner.swarm.choke_view(now, session.id, seeding, |id| core.ledger.given_bytes(id)));
+        if torrent.with_status(Status::is_live) {
+            active.lock().swarm.choker_views(|identity| core.ledger.given_bytes(*identity), &mut views);
         }
     }
     let mut decisions: Vec<Decision> = Vec::new();
@@ -42,7 +40,7 @@ fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
         for (active, torrent) in &live {
             let mut inner = active.lock();
             if inner.sessions.contains_key(&decision.session) {
-                inner.swarm.set_choke(now, decision.session, decision.choke);
+                inner.swarm.set_choke(decision.session, decision.choke);
                 drop(inner);
                 torrent.pass_effects(core, active);
                 break;

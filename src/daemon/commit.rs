@@ -7,10 +7,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::JoinSet;
 
 use super::core::Core;
-use super::disk::fs::DiskFile;
+use super::disk::storage::StorageError;
 use super::records;
 use super::torrent::{Active, Torrent};
 use crate::db::{Batch, StoreError, chunks};
@@ -23,8 +22,6 @@ const COMMIT_AFTER: Duration = Duration::from_secs(5);
 const COMMIT_BYTES: u64 = 32 << 20;
 /// More than this is never at stake: reading from peers stops.
 const UNCOMMITTED_MAX_BYTES: u64 = 64 << 20;
-/// Files synced at once.
-const SYNCS_AT_ONCE: usize = 8;
 
 /// Verified pieces that have been written and wait for their commit.
 #[derive(Default)]
@@ -126,7 +123,7 @@ pub async fn commit(core: &Arc<Core>) {
     for dirty in taken {
         match sync_files(&dirty.active).await {
             Ok(()) => synced.push(dirty),
-            Err(error) => give_up(core, dirty, &error),
+            Err(error) => give_up(core, dirty, &error.to_string()),
         }
     }
     match record(core, &synced).await {
@@ -138,7 +135,7 @@ pub async fn commit(core: &Arc<Core>) {
         Err(error) => {
             tracing::error!(%error, "progress could not be recorded; downloads stop until the store works again");
             for dirty in synced {
-                give_up(core, dirty, &std::io::Error::other(error.to_string()));
+                give_up(core, dirty, &error.to_string());
             }
         }
     }
@@ -146,21 +143,10 @@ pub async fn commit(core: &Arc<Core>) {
     core.commits.room.notify_waiters();
 }
 
-async fn sync_files(active: &Active) -> std::io::Result<()> {
-    let mut files: Vec<Arc<dyn DiskFile>> = active.storage.take_touched();
-    let mut syncs = JoinSet::new();
-    let mut result = Ok(());
-    while !files.is_empty() || !syncs.is_empty() {
-        while syncs.len() < SYNCS_AT_ONCE {
-            let Some(file) = files.pop() else { break };
-            syncs.spawn_blocking(move || file.sync_data());
-        }
-        if let Some(done) = syncs.join_next().await {
-            let done = done.unwrap_or_else(|error| Err(std::io::Error::other(error)));
-            result = result.and(done);
-        }
-    }
-    result
+async fn sync_files(active: &Arc<Active>) -> Result<(), StorageError> {
+    let active = active.clone();
+    let synced = tokio::task::spawn_blocking(move || active.storage.take_touched().sync()).await;
+    synced.unwrap_or_else(|error| Err(StorageError::Root(std::io::Error::other(error))))
 }
 
 async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), StoreError> {
@@ -192,12 +178,11 @@ async fn committed(core: &Arc<Core>, dirty: Dirty) {
 
 /// What could not be synced cannot be trusted, now or by trying again (Linux forgets what it failed to write): the
 /// pieces are missing again, and the user is told.
-fn give_up(core: &Arc<Core>, dirty: Dirty, error: &std::io::Error) {
-    let now = core.clock.now();
+fn give_up(core: &Arc<Core>, dirty: Dirty, error: &str) {
     {
         let mut inner = dirty.active.lock();
         for piece in &dirty.pieces {
-            inner.swarm.forget_piece(now, *piece);
+            inner.swarm.forget_piece(*piece);
         }
     }
     core.fail(&dirty.torrent, format!("the disk could not keep {}: {error}", dirty.torrent.summary.name));

@@ -1,10 +1,10 @@
 //! What every part of the daemon shares, and the few things that need all of it: granting memory for a block, making a
 //! torrent's active half.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use rand::rngs::SmallRng;
@@ -14,32 +14,41 @@ use tokio::sync::{Notify, Semaphore};
 use super::announcing::Announcer;
 use super::commit::CommitQueue;
 use super::disk::assembly::Assembly;
-use super::disk::fs::FileSystem;
-use super::disk::pool::{Buffer, BufferPool};
-use super::disk::storage::{FdCache, Storage};
-use super::identity::Identity;
+use super::disk::fs::{FileStat, FileSystem};
+use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
+use super::disk::storage::{FdCache, Storage, StorageError};
+use super::identity::Signer;
 use super::ledger::Ledger;
 use super::options::Options;
 use super::publishing::Publisher;
 use super::records;
 use super::sharing::Shares;
 use super::tasks::Tasks;
-use super::torrent::{Active, Inner, Origin, SessionHandle, Torrent};
-use crate::clock::Clock;
+use super::torrent::{Active, Inner, Origin, Status, Torrent};
+use super::trackers::catalogue::Catalogue;
+use super::trackers::client::{Patience, TrackerClient};
+use super::trackers::http::HttpSetupError;
+use super::trackers::{OurTracker, TrackerUrl};
+use crate::clock::{Clock, Time};
 use crate::db::chunks::{self, ChunkError};
 use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Store, StoreError};
-use crate::swarm::dial::Book;
+use crate::swarm::dial::KnownPeers;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
 use crate::wire::bitfield::{Bitfield, BitfieldError};
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::MAX_BLOCK_BYTES;
-use crate::wire::metainfo::{Metainfo, MetainfoError};
+use crate::wire::metainfo::{FileEntry, Metainfo, MetainfoError};
+use crate::wire::name::{NameError, RelPath};
 
 /// design.md section 6: sessions over all torrents. (libtorrent's default too.)
 pub const MAX_SESSIONS: usize = 200;
 /// design.md section 6: sessions of one torrent.
 pub const MAX_SESSIONS_PER_TORRENT: usize = 50;
+/// Open files that hold data; others of the process's descriptors go to sessions and the store.
+const OPEN_FILES: usize = 512;
+/// Warnings kept for `peerctl status`.
+const MAX_WARNINGS: usize = 20;
 /// A request window's bound per peer: 1 Gbit/s over 40 ms of round trip is 5 MB in flight.
 const WINDOW_MAX_BYTES: u32 = 8 << 20;
 
@@ -52,7 +61,7 @@ pub struct Core {
     pub descriptors: Arc<FdCache>,
     pub pool: BufferPool,
     pub tasks: Tasks,
-    pub identity: Identity,
+    pub identity: Signer,
     pub peer_id: PeerId,
     /// What we listen on; the first port of it is the one we announce.
     pub listening: Vec<SocketAddr>,
@@ -62,10 +71,21 @@ pub struct Core {
     pub announcer: Announcer,
     pub publisher: Publisher,
     pub shares: Shares,
+    pub trackers: Arc<TrackerClient>,
+    pub our_tracker: Arc<TrackerUrl>,
+    pub further_trackers: Vec<Arc<TrackerUrl>>,
+    /// Tells trackers that it is still us when our address changes.
+    pub announce_key: u32,
     pub choking: Notify,
     pub dialling: Notify,
-    pub uploaded_bytes: AtomicU64,
-    pub downloaded_bytes: AtomicU64,
+    /// `peerctl leave` has been carried out.
+    pub leave: Notify,
+    /// The session that holds the optimistic slot; 0 if none does.
+    pub optimistic: AtomicU32,
+    pub started: Time,
+    catalogue: Catalogue,
+    /// What the user should know, newest last.
+    warnings: Mutex<VecDeque<String>>,
     torrents: RwLock<HashMap<InfoHash, Arc<Torrent>>>,
     /// Torrents that have an active half: the only ones that timers look at.
     live: Mutex<HashMap<InfoHash, Arc<Torrent>>>,
@@ -80,12 +100,13 @@ pub struct Parts {
     pub store: Arc<dyn Store>,
     pub segments: Arc<SegmentLog>,
     pub files: Arc<dyn FileSystem>,
-    pub identity: Identity,
+    pub identity: Signer,
     pub listening: Vec<SocketAddr>,
     pub ledger: Ledger,
-    pub announcer: Announcer,
-    pub publisher: Publisher,
     pub shares: Shares,
+    pub tracker: OurTracker,
+    /// The tracker runs inside this process.
+    pub embedded: bool,
     pub seed: u64,
 }
 
@@ -102,23 +123,43 @@ pub enum ActivateError {
     Bitfield(#[from] ChunkError),
     #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
     BitfieldShape(#[from] BitfieldError),
+    #[error("its name cannot be used: {0}")]
+    Name(#[from] NameError),
+    #[error("{0}")]
+    Storage(#[from] StorageError),
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
 }
 
 impl Core {
-    pub fn new(parts: Parts) -> Core {
+    /// # Errors
+    /// When HTTP cannot be set up.
+    pub fn new(parts: Parts) -> Result<Core, HttpSetupError> {
         let mut random = SmallRng::seed_from_u64(parts.seed);
         let mut bytes = [0; 12];
         random.fill_bytes(&mut bytes);
-        Core {
+        let trackers = Arc::new(TrackerClient::new(Patience::default())?);
+        let further = parts.options.further_trackers.iter().filter_map(|url| TrackerUrl::parse(url).ok());
+        let further_trackers = further.filter(|url| !url.names(&parts.tracker)).map(Arc::new).collect();
+        Ok(Core {
+            catalogue: Catalogue::new(trackers.clone(), parts.tracker.clone(), parts.clock.clone()),
+            trackers,
+            our_tracker: Arc::new(TrackerUrl::Ours(parts.tracker.clone())),
+            further_trackers,
+            announce_key: random.next_u32(),
+            leave: Notify::new(),
+            optimistic: AtomicU32::new(0),
+            started: parts.clock.now(),
+            warnings: Mutex::default(),
+            announcer: Announcer::new(parts.tracker, parts.embedded),
+            publisher: Publisher::default(),
             options: parts.options,
             clock: parts.clock,
             store: parts.store,
             segments: parts.segments,
             files: parts.files,
-            descriptors: Arc::new(FdCache::default()),
-            pool: BufferPool::default(),
+            descriptors: Arc::new(FdCache::new(OPEN_FILES)),
+            pool: BufferPool::new(DEFAULT_BUDGET_BYTES),
             tasks: Tasks::new(),
             identity: parts.identity,
             peer_id: PeerId::ours(bytes),
@@ -126,18 +167,39 @@ impl Core {
             session_permits: Arc::new(Semaphore::new(MAX_SESSIONS)),
             commits: CommitQueue::default(),
             ledger: parts.ledger,
-            announcer: parts.announcer,
-            publisher: parts.publisher,
             shares: parts.shares,
             choking: Notify::new(),
             dialling: Notify::new(),
-            uploaded_bytes: AtomicU64::new(0),
-            downloaded_bytes: AtomicU64::new(0),
             torrents: RwLock::new(HashMap::new()),
             live: Mutex::new(HashMap::new()),
             next_session: AtomicU32::new(1),
             random: Mutex::new(random),
+        })
+    }
+
+    pub fn catalogue(&self) -> &Catalogue {
+        &self.catalogue
+    }
+
+    /// Whether a `.torrent` names our tracker, and so belongs to our network.
+    pub fn names_our_tracker(&self, meta: &Metainfo) -> bool {
+        let ours = self.catalogue.tracker();
+        meta.trackers().iter().flatten().any(|url| TrackerUrl::parse(url).is_ok_and(|url| url.names(ours)))
+    }
+
+    /// Something for `peerctl status`: said once, until twenty others have come.
+    pub fn warn(&self, warning: String) {
+        tracing::warn!("{warning}");
+        let mut warnings = self.warnings.lock().unwrap_or_else(PoisonError::into_inner);
+        warnings.retain(|known| *known != warning);
+        if warnings.len() == MAX_WARNINGS {
+            warnings.pop_front();
         }
+        warnings.push_back(warning);
+    }
+
+    pub fn warnings(&self) -> Vec<String> {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect()
     }
 
     /// A seed or id from the daemon's generator.
@@ -183,18 +245,19 @@ impl Core {
 
     /// Memory for a block of `bytes`, at once.
     pub fn try_grant(&self, bytes: u32) -> Option<Buffer> {
-        if self.commits.is_full(self.pool.in_use_bytes()) {
+        if self.commits.is_full(self.pool.in_use_bytes() as u64) {
             return None;
         }
         self.pool.try_take(bytes as usize)
     }
 
-    /// Memory for a block, when there is some and the disk keeps up: until then the peer is not read from.
+    /// Memory for a block, when there is some and the disk keeps up: until then the peer is not read from. Never
+    /// resolves for a length that no block has.
     pub async fn grant(&self, bytes: u32) -> Buffer {
         loop {
-            self.commits.wait_for_room(|| self.pool.in_use_bytes()).await;
-            let buffer = self.pool.take(bytes as usize).await;
-            if !self.commits.is_full(self.pool.in_use_bytes()) {
+            self.commits.wait_for_room(|| self.pool.in_use_bytes() as u64).await;
+            let Some(buffer) = self.pool.take(bytes as usize).await else { return std::future::pending().await };
+            if !self.commits.is_full(self.pool.in_use_bytes() as u64) {
                 return buffer;
             }
         }
@@ -221,10 +284,11 @@ impl Core {
     }
 
     /// Lets go of the active half of a torrent that nobody needs just now.
-    pub async fn deactivate(&self, torrent: &Arc<Torrent>) {
+    /// `by_force` even with sessions: they end on the old half, and the next one begins on a new one.
+    pub async fn deactivate(&self, torrent: &Arc<Torrent>, by_force: bool) {
         let mut slot = torrent.active_slot().await;
         let busy = slot.as_ref().is_some_and(|active| !active.lock().sessions.is_empty());
-        if !busy {
+        if by_force || !busy {
             *slot = None;
             self.live().remove(&torrent.key());
         }
@@ -234,13 +298,13 @@ impl Core {
         let meta = Metainfo::parse(&self.segments.read(torrent.summary.position)?)?;
         let layout = meta.layout();
         let status = torrent.status();
-        let storage = self.open_storage(&meta, &status.origin, status.complete)?;
+        let storage = self.open_storage(&meta, &status)?;
         let have = if status.complete { Bitfield::full(layout.piece_count()) } else { self.load_bitfield(torrent)? };
         let config =
             SwarmConfig { max_block_bytes: MAX_BLOCK_BYTES, window_max_bytes: WINDOW_MAX_BYTES, sequential: false };
-        let mut book = Book::new(self.random_u64());
+        let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
         for own in &self.listening {
-            book.never(*own);
+            book.add_own(*own);
         }
         let inner = Inner {
             swarm: Swarm::new(config, layout, have.clone(), self.random_u64()),
@@ -252,30 +316,37 @@ impl Core {
         Ok(Active::new(meta, storage, inner))
     }
 
-    /// Opens the files of a torrent where its origin says that they lie.
-    pub fn open_storage(&self, meta: &Metainfo, origin: &Origin, complete: bool) -> Result<Storage, ActivateError> {
-        let (folder, opened) = match origin {
+    /// Opens the files of a torrent where its status says that they lie.
+    ///
+    /// # Errors
+    /// When the folder cannot be opened.
+    pub fn open_storage(&self, meta: &Metainfo, status: &Status) -> Result<Storage, ActivateError> {
+        let folder = self.folder_of(&status.origin);
+        let root = self.files.open_root(&folder).map_err(|source| ActivateError::Folder { folder, source })?;
+        let cache = self.descriptors.clone();
+        let files = meta.files().to_vec();
+        match &status.origin {
             Origin::Upload { path } => {
-                let folder = self.options.upload_dir.clone();
-                let opened = self.files.open_root(&folder).map(|root| Storage::in_place_at(meta, root, path, self.descriptors.clone()));
-                (folder, opened)
+                // The name may have changed since the torrent was made: the path says where the one file lies.
+                let files = files.into_iter().map(|file| FileEntry { path: path.clone(), ..file }).collect();
+                let recorded = status.stat.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
+                Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
             }
-            Origin::InPlace { folder } => {
-                let opened = self.files.open_root(folder).map(|root| Storage::in_place(meta, root, self.descriptors.clone()));
-                (folder.clone(), opened)
+            Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
+            Origin::Download { .. } if status.complete => Ok(Storage::in_place(root, files, Vec::new(), cache)),
+            Origin::Download { .. } => {
+                let (part, whole) = part_and_whole(meta)?;
+                Ok(Storage::recover(root, files, part, whole, cache)?)
             }
-            Origin::Download { folder } => {
-                let opened = self.files.open_root(folder).map(|root| {
-                    if complete {
-                        Storage::in_place(meta, root, self.descriptors.clone())
-                    } else {
-                        Storage::unfinished(meta, root, self.descriptors.clone())
-                    }
-                });
-                (folder.clone(), opened)
-            }
-        };
-        opened.map_err(|source| ActivateError::Folder { folder, source })
+        }
+    }
+
+    /// The folder that a torrent's paths lie below.
+    pub fn folder_of(&self, origin: &Origin) -> PathBuf {
+        match origin {
+            Origin::Upload { .. } => self.options.upload_dir.clone(),
+            Origin::InPlace { folder } | Origin::Download { folder } => folder.clone(),
+        }
     }
 
     /// A damaged bitfield is nothing to trust: the torrent's data is checked instead.
@@ -286,11 +357,13 @@ impl Core {
         let kept = kept.unwrap_or_else(|| vec![0; bytes]);
         Ok(Bitfield::from_wire(&kept, pieces)?)
     }
+}
 
-    /// The session that this id names, wherever it is.
-    pub fn session(&self, id: SessionId) -> Option<Arc<SessionHandle>> {
-        self.live_torrents()
-            .iter()
-            .find_map(|torrent| torrent.active_now().and_then(|active| active.lock().sessions.get(&id).cloned()))
-    }
+/// Where unfinished data lies, and where it goes when it is whole.
+///
+/// # Errors
+/// Never for a name that a `.torrent` may have.
+pub fn part_and_whole(meta: &Metainfo) -> Result<(RelPath, RelPath), NameError> {
+    let part = format!(".{}.part", meta.info_hash());
+    Ok((RelPath::parse(part.as_bytes())?, RelPath::from_components([meta.name().as_bytes()])?))
 }

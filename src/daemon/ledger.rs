@@ -112,6 +112,14 @@ impl Ledger {
         self.lock().peers.get(&who).map_or(0, |record| record.received_bytes)
     }
 
+    /// Bytes received and sent, over all peers and all time.
+    pub fn totals(&self) -> (u64, u64) {
+        let sum = |total: (u64, u64), record: &LedgerRecord| {
+            (total.0.saturating_add(record.received_bytes), total.1.saturating_add(record.sent_bytes))
+        };
+        self.lock().peers.values().fold((0, 0), sum)
+    }
+
     /// All accounts, the most generous first.
     pub fn accounts(&self) -> Vec<Account> {
         let state = self.lock();

@@ -5,24 +5,28 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::announcing::What as Announce;
-use super::core::{ActivateError, Core};
-use super::disk::check::{self, CheckError};
-use super::disk::storage::{FinishError, Storage};
+use super::deleting;
+use super::core::{ActivateError, Core, part_and_whole};
+use super::disk::check;
+use super::disk::storage::{FinishError, StorageError};
+use super::making::Made;
 use super::records::{self, OriginRecord, TorrentRecord};
 use super::torrent::{Active, Origin, Phase, Status, Summary, Torrent};
 use crate::db::record::{decode_record, encode_record};
 use crate::db::segments::SegmentError;
 use crate::db::{Batch, StoreError, chunks};
 use crate::wire::bitfield::Bitfield;
-use crate::wire::layout::Layout;
+use crate::wire::layout::{Layout, PieceIndex};
 use crate::wire::metainfo::{Metainfo, MetainfoError};
-use crate::wire::name::{FileName, RelPath};
+use crate::wire::name::{FileName, NameError, RelPath};
 
 /// Why a torrent could not be added.
 #[derive(Debug, thiserror::Error)]
 pub enum AddError {
     #[error("{0}")]
     Metainfo(#[from] MetainfoError),
+    #[error("{0}")]
+    Name(#[from] NameError),
     #[error("the state folder: {0}")]
     Store(#[from] StoreError),
     #[error("the state folder: {0}")]
@@ -77,14 +81,14 @@ impl Core {
             return Ok(known);
         }
         let (core, to) = (self.clone(), folder.clone());
-        let name = meta.name().clone();
+        let (part, whole) = part_and_whole(&meta)?;
         let key = meta.info_hash();
-        let found = tokio::task::spawn_blocking(move || core.look_into(&to, &name, &Storage::part_name(key)))
+        let found = tokio::task::spawn_blocking(move || core.look_into(&to, &part, &whole))
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|source| AddError::Folder { folder: folder.clone(), source })?;
         let position = self.keep_metainfo(bytes).await?;
-        let summary = Summary::of(&meta, position, self.clock.unix_seconds());
+        let summary = Summary::of(&meta, position, ours, self.clock.unix_seconds());
         let status = Status {
             phase: if found == Found::Nothing { Phase::Downloading } else { Phase::Checking },
             paused: false,
@@ -110,9 +114,10 @@ impl Core {
         Ok(torrent)
     }
 
-    fn look_into(&self, folder: &Path, name: &FileName, part: &Path) -> std::io::Result<Found> {
-        let root = self.files.open_or_make_root(folder)?;
-        if root.stat(Path::new(name.as_os_str())).is_ok() {
+    fn look_into(&self, folder: &Path, part: &RelPath, whole: &RelPath) -> std::io::Result<Found> {
+        std::fs::create_dir_all(folder)?;
+        let root = self.files.open_root(folder)?;
+        if root.stat(whole).is_ok() {
             return Ok(Found::Foreign);
         }
         Ok(if root.stat(part).is_ok() { Found::Part } else { Found::Nothing })
@@ -150,9 +155,9 @@ impl Core {
         }
         let of = active.clone();
         let finished = tokio::task::spawn_blocking(move || of.storage.finish()).await;
-        match finished.unwrap_or_else(|error| Err(FinishError::Io(std::io::Error::other(error)))) {
-            Ok(()) => {}
-            Err(FinishError::Clash) => {
+        match finished.unwrap_or_else(|error| Err(FinishError::Storage(StorageError::Root(std::io::Error::other(error))))) {
+            Ok(_) => {}
+            Err(FinishError::Clash(_)) => {
                 let folder = self.data_path(torrent);
                 self.fail(torrent, format!("{} is taken meanwhile by something that peerd did not make: move it away and type peerctl resume {}", folder.display(), torrent.key()));
                 return;
@@ -246,13 +251,12 @@ impl Core {
     /// # Errors
     /// When the store or the disk fails; the torrent is gone from memory all the same.
     pub async fn remove(self: &Arc<Self>, torrent: &Arc<Torrent>, data: bool) -> Result<(), AddError> {
-        torrent.removed.store(true, Ordering::Release);
+        torrent.set_removed();
         self.disconnect(torrent, "removed");
         self.announcer.tell(torrent.key(), Announce::Removed);
         if torrent.with_status(|status| status.publish) {
             self.publisher.withdraw(torrent.key());
         }
-        let active = self.activate(torrent).await;
         let mut batch = Batch::new();
         batch.delete(records::TORRENTS, torrent.key().as_bytes());
         let bitfield_bytes = torrent.summary.layout.piece_count().div_ceil(8) as usize;
@@ -260,12 +264,66 @@ impl Core {
         self.submit(batch).await?;
         self.forget(torrent.key());
         torrent.touch();
-        let (Ok(active), true) = (active, data) else { return Ok(()) };
-        let folder = self.data_path(torrent);
-        tokio::task::spawn_blocking(move || active.storage.delete())
+        // What is unfinished is of use to nobody; what is whole goes only if that was said.
+        let unfinished = torrent.with_status(|s| !s.complete && matches!(s.origin, Origin::Download { .. }));
+        if !data && !unfinished {
+            return Ok(());
+        }
+        let (core, of) = (self.clone(), torrent.clone());
+        let folder = self.folder_of(&torrent.with_status(|status| status.origin.clone()));
+        tokio::task::spawn_blocking(move || deleting::delete(&core, &of))
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|source| AddError::Folder { folder, source })
+    }
+
+    /// Adds a file or folder that is shared where it lies.
+    ///
+    /// # Errors
+    /// When the state folder fails.
+    pub async fn add_in_place(self: &Arc<Self>, made: Made, folder: PathBuf) -> Result<Arc<Torrent>, AddError> {
+        let position = self.keep_metainfo(made.meta.raw().to_vec()).await?;
+        let summary = Summary::of(&made.meta, position, true, self.clock.unix_seconds());
+        let status = Status {
+            phase: Phase::Seeding,
+            paused: false,
+            origin: Origin::InPlace { folder },
+            ours: true,
+            complete: true,
+            stat: None,
+            withdrawn: false,
+            publish: true,
+        };
+        let torrent = self.insert(Arc::new(Torrent::new(summary, status)));
+        torrent.update(|status| status.publish = true);
+        self.save(&torrent).await?;
+        self.publisher.publish(torrent.key());
+        self.announcer.tell(torrent.key(), Announce::Started);
+        Ok(torrent)
+    }
+
+    /// Our disk failed while a piece was written. A full disk may have room again later; all else wants a person.
+    pub fn disk_failed(self: &Arc<Self>, torrent: &Arc<Torrent>, error: &StorageError) {
+        let name = &torrent.summary.name;
+        let message = if error.is_full() {
+            format!("the disk is full: {name} stops here with what it has; make room and type peerctl resume {}", torrent.key())
+        } else {
+            format!("{name} could not be written: {error}; when that is mended type peerctl resume {}", torrent.key())
+        };
+        self.fail(torrent, message);
+    }
+
+    /// Something of a torrent that we serve could not be read, or is not what it was: it is looked at before anything
+    /// more is served.
+    pub fn data_is_suspect(self: &Arc<Self>, torrent: &Arc<Torrent>) {
+        let in_upload = torrent.with_status(|status| matches!(status.origin, Origin::Upload { .. }));
+        if in_upload {
+            // The watcher tells when the file has settled, or that it is gone.
+            torrent.update(|status| status.phase = Phase::Missing);
+            self.disconnect(torrent, "its file has changed");
+        } else {
+            self.begin_verify(torrent);
+        }
     }
 }
 
@@ -309,7 +367,7 @@ async fn check_foreign(core: Arc<Core>, torrent: Arc<Torrent>) {
                 path.display(),
                 torrent.key()
             );
-            core.deactivate(&torrent).await;
+            core.deactivate(&torrent, true).await;
             core.clash(&torrent, message).await;
         }
         Err(error) => {
@@ -358,7 +416,7 @@ async fn verify(core: Arc<Core>, torrent: Arc<Torrent>) {
 
 /// Takes what a check found as what we have.
 async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Result<(), ActivateError> {
-    core.deactivate(torrent).await;
+    core.deactivate(torrent, true).await;
     let complete = torrent.with_status(|status| status.complete);
     if !complete {
         let mut batch = Batch::new();
@@ -372,19 +430,28 @@ async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Re
 /// Turns finished data with holes back into unfinished data.
 async fn reopen_unfinished(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
     let Ok(active) = core.activate(torrent).await else { return false };
-    let reopened = tokio::task::spawn_blocking(move || active.storage.unfinish()).await;
-    matches!(reopened, Ok(Ok(())))
+    let Ok((part, whole)) = part_and_whole(&active.meta) else { return false };
+    let renamed = tokio::task::spawn_blocking(move || {
+        let root = active.storage.root();
+        root.rename_noreplace(&whole, &part)?;
+        root.sync_dir(None)
+    });
+    matches!(renamed.await, Ok(Ok(())))
 }
 
 async fn check_data(core: &Arc<Core>, torrent: &Arc<Torrent>) -> Result<Bitfield, CheckDataError> {
     let active = core.activate(torrent).await?;
-    torrent.checked_bytes.store(0, Ordering::Relaxed);
+    torrent.check.bytes.store(0, Ordering::Relaxed);
     let of = torrent.clone();
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
     let checked = tokio::task::spawn_blocking(move || {
-        check::check_all(&active.storage, &active.meta, threads, &of.removed, &of.checked_bytes)
+        let layout = active.meta.layout();
+        let pieces: Vec<PieceIndex> = layout.pieces().collect();
+        let check_of = |piece: PieceIndex| active.meta.piece_check(piece);
+        check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)
     });
-    Ok(checked.await.unwrap_or(Err(CheckError::Cancelled))?)
+    let checked = checked.await.unwrap_or_else(|error| Err(StorageError::Root(std::io::Error::other(error))))?;
+    if checked.cancelled { Err(CheckDataError::Cancelled) } else { Ok(checked.good) }
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -392,7 +459,9 @@ enum CheckDataError {
     #[error("{0}")]
     Activate(#[from] ActivateError),
     #[error("{0}")]
-    Check(#[from] CheckError),
+    Storage(#[from] StorageError),
+    #[error("stopped")]
+    Cancelled,
 }
 
 /// Adds the torrent's record to a batch.
@@ -434,6 +503,7 @@ fn torrent_of(key: &[u8], bytes: &[u8]) -> Option<Torrent> {
         private: record.private,
         multi_file: record.multi_file,
         position: record.position,
+        trackers: Vec::new(),
         added: record.added,
     };
     let status = Status {
@@ -461,7 +531,7 @@ pub fn load(core: &Arc<Core>) -> Result<(), StoreError> {
     let mut damaged = 0_u32;
     core.store.for_each(records::TORRENTS, &[], &mut |key, bytes| {
         match torrent_of(key, bytes) {
-            Some(torrent) => drop(core.insert(Arc::new(torrent))),
+            Some(torrent) => drop(core.insert(Arc::new(with_trackers(core, torrent)))),
             None => damaged += 1,
         }
         std::ops::ControlFlow::Continue(())
@@ -470,4 +540,13 @@ pub fn load(core: &Arc<Core>) -> Result<(), StoreError> {
         tracing::warn!(damaged, "records of torrents could not be read and were skipped: get or share them again");
     }
     Ok(())
+}
+
+/// A foreign torrent's trackers stand in its `.torrent` alone.
+fn with_trackers(core: &Core, mut torrent: Torrent) -> Torrent {
+    if !torrent.with_status(|status| status.ours) {
+        let meta = core.segments.read(torrent.summary.position).ok().and_then(|bytes| Metainfo::parse(&bytes).ok());
+        torrent.summary.trackers = meta.map_or_else(Vec::new, |meta| super::torrent::foreign_trackers(&meta));
+    }
+    torrent
 }

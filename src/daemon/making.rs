@@ -10,7 +10,8 @@ use super::share::{self, HashError, ListError};
 use crate::db::segments::SegmentError;
 use crate::wire::id::{InfoHash, PieceCheck};
 use crate::wire::metainfo::{self, BuildError, InfoSpec, Metainfo, MetainfoError, SpecFiles};
-use crate::wire::name::{FileName, RelPath};
+use crate::wire::layout::LayoutError;
+use crate::wire::name::{FileName, NameError, RelPath};
 use crate::wire::recipe;
 
 /// Up to this size a file is hashed by one thread, several files at once; above, one file by all.
@@ -38,6 +39,10 @@ pub enum MakeError {
     Segments(#[from] SegmentError),
     #[error("{0}")]
     List(#[from] ListError),
+    #[error("{0}")]
+    Layout(#[from] LayoutError),
+    #[error("{0}")]
+    Name(#[from] NameError),
     #[error("it is not known any more")]
     Unknown,
 }
@@ -47,7 +52,8 @@ impl From<HashError> for MakeError {
         match error {
             HashError::Shrunk { .. } => MakeError::Changed,
             HashError::Cancelled => MakeError::Cancelled,
-            HashError::Io(error) => MakeError::Io(error),
+            HashError::Read { source, .. } => MakeError::Io(source),
+            HashError::Layout(error) => MakeError::Layout(error),
         }
     }
 }
@@ -58,15 +64,15 @@ impl From<HashError> for MakeError {
 /// When it cannot be read or is not what it was when it settled.
 pub fn make_shared(core: &Core, path: &RelPath, stat: &StatRecord, cancel: &AtomicBool) -> Result<Made, MakeError> {
     let root = core.files.open_root(&core.options.upload_dir)?;
-    let file = root.open(path.as_path(), OpenMode::Read)?;
+    let file = root.open(path, OpenMode::Read)?;
     if !StatRecord::from(file.stat()?).same_content(stat) {
         return Err(MakeError::Changed);
     }
     let piece_bytes = recipe::piece_bytes_for(stat.bytes);
     let threads = if stat.bytes <= ONE_THREAD_BYTES { 1 } else { threads() };
-    let pieces = share::hash_file(&*file, stat.bytes, piece_bytes, threads, cancel, &AtomicU64::new(0))?;
+    let pieces = share::hash_file(&file, stat.bytes, piece_bytes, threads, cancel, &AtomicU64::new(0))?;
     // The name must still lead to these bytes: an open file outlives its deletion.
-    let after = root.stat(path.as_path())?;
+    let after = root.stat(path)?;
     if !StatRecord::from(after).same_file(stat) {
         return Err(MakeError::Changed);
     }
@@ -104,31 +110,26 @@ pub fn make_in_place(
 ) -> Result<Made, MakeError> {
     let no_name = || std::io::Error::new(std::io::ErrorKind::InvalidInput, "it has no name of its own");
     let (folder, name) = (path.parent().ok_or_else(no_name)?, path.file_name().ok_or_else(no_name)?);
-    let name = FileName::new(name.as_encoded_bytes()).map_err(std::io::Error::other)?;
+    let name = FileName::new(name.as_encoded_bytes())?;
+    let own = RelPath::from_components([name.as_bytes()])?;
     let root = core.files.open_root(folder)?;
-    let listed = if path.is_dir() { Some(share::list_folder(path)?) } else { None };
-    let (files, paths): (SpecFiles, Vec<(std::path::PathBuf, u64)>) = match listed {
-        None => {
-            let own = Path::new(name.as_os_str()).to_path_buf();
-            let bytes = root.stat(&own)?.size;
-            (SpecFiles::Single(bytes), vec![(own, bytes)])
-        }
-        Some(files) => {
-            let paths = files.iter().map(|(p, len)| (Path::new(name.as_os_str()).join(p.as_path()), *len)).collect();
-            (SpecFiles::Multi(files), paths)
-        }
+    let (files, paths) = if path.is_dir() {
+        let listed = share::list_folder(path)?.files;
+        let below = |path: &RelPath| RelPath::from_components(own.components().chain(path.components()));
+        let paths = listed.iter().map(|(path, len)| Ok((below(path)?, *len))).collect::<Result<Vec<_>, NameError>>()?;
+        (SpecFiles::Multi(listed), paths)
+    } else {
+        let bytes = root.stat(&own)?.len;
+        (SpecFiles::Single(bytes), vec![(own, bytes)])
     };
-    let total = paths.iter().map(|(_, len)| len).sum();
-    let piece_bytes = recipe::piece_bytes_for(total);
-    let mut opened = Vec::with_capacity(paths.len());
-    for (path, len) in &paths {
-        opened.push((path.clone(), *len, root.stat(path)?));
-    }
-    let open = |index: usize| root.open(&opened[index].0, OpenMode::Read);
     let lens: Vec<u64> = paths.iter().map(|(_, len)| *len).collect();
-    let pieces = share::hash_files(&open, &lens, piece_bytes, threads(), cancel, progress)?;
-    for (path, _, before) in &opened {
-        if !StatRecord::from(root.stat(path)?).same_content(&StatRecord::from(*before)) {
+    let total = lens.iter().sum();
+    let piece_bytes = recipe::piece_bytes_for(total);
+    let before = paths.iter().map(|(path, _)| root.stat(path)).collect::<Result<Vec<_>, _>>()?;
+    let open = |index: usize| root.open(&paths[index].0, OpenMode::Read);
+    let pieces = share::hash_opened(&lens, open, piece_bytes, threads(), cancel, progress)?;
+    for ((path, _), before) in paths.iter().zip(before) {
+        if !StatRecord::from(root.stat(path)?).same_content(&before.into()) {
             return Err(MakeError::Changed);
         }
     }

@@ -9,6 +9,7 @@ pub mod commands;
 pub mod commit;
 pub mod control;
 pub mod core;
+pub mod deleting;
 pub mod disk;
 pub mod flow;
 pub mod identity;
@@ -211,11 +212,9 @@ async fn start_all(core: Arc<Core>) {
 }
 
 fn socket_place(options: &Options) -> SocketPlace {
-    SocketPlace {
-        path: options.socket.clone().unwrap_or_else(|| options.state_dir.join("peerd.sock")),
-        runtime_dir: std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from),
-        control_group: options.control_group.clone(),
-    }
+    let path = options.socket.clone().unwrap_or_else(|| options.state_dir.join("peerd.sock"));
+    let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
+    SocketPlace::new(path, options.control_group.clone(), runtime_dir)
 }
 
 /// What the next start without arguments goes by.

@@ -63,8 +63,8 @@ pub struct StatRecord {
     pub device: u64,
     pub inode: u64,
     pub bytes: u64,
-    pub mtime_ns: i128,
-    pub ctime_ns: i128,
+    pub mtime_ns: i64,
+    pub ctime_ns: i64,
 }
 
 impl Record for StatRecord {

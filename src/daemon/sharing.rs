@@ -4,13 +4,13 @@
 //! (the user removed it: not shared again until its content changes). A shared path whose file goes waits a moment, so
 //! that a move is seen as a move, and is then withdrawn.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
 
 use super::announcing::What as Announce;
@@ -19,6 +19,7 @@ use super::lifecycle::put_torrent;
 use super::making::{self, MakeError, Made};
 use super::records::{self, ShareRecord, StatRecord};
 use super::torrent::{Origin, Phase, Status, Summary, Torrent};
+use super::disk::fs::Stat;
 use super::watch::{FileStat, WatchEvent};
 use crate::clock::Time;
 use crate::db::record::{decode_record, encode_record};
@@ -40,14 +41,17 @@ const LINGER: Duration = Duration::from_secs(3_600);
 /// What is shared from upload/, by path; and how much hashing is ahead.
 pub struct Shares {
     state: Mutex<State>,
-    hashing_files: AtomicU64,
-    hashing_bytes: Arc<AtomicU64>,
+    wake: Notify,
 }
 
 #[derive(Default)]
 struct State {
     shared: HashMap<RelPath, Share>,
     declined: HashMap<RelPath, StatRecord>,
+    /// Files that are being hashed, and their bytes.
+    hashing: BTreeMap<RelPath, u64>,
+    /// Files to look at again although nothing happened to them.
+    again: Vec<RelPath>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,12 +82,23 @@ impl Shares {
             }
             std::ops::ControlFlow::Continue(())
         })?;
-        Ok(Shares { state: Mutex::new(state), hashing_files: AtomicU64::new(0), hashing_bytes: Arc::default() })
+        Ok(Shares { state: Mutex::new(state), wake: Notify::new() })
     }
 
     /// Files and bytes that are being hashed or wait for it.
     pub fn hashing(&self) -> (u64, u64) {
-        (self.hashing_files.load(Ordering::Relaxed), self.hashing_bytes.load(Ordering::Relaxed))
+        let state = self.lock();
+        (state.hashing.len() as u64, state.hashing.values().sum())
+    }
+
+    pub fn hashing_paths(&self) -> Vec<(RelPath, u64)> {
+        self.lock().hashing.iter().map(|(path, bytes)| (path.clone(), *bytes)).collect()
+    }
+
+    /// Shares a file that was declined before, although nothing has happened to it.
+    pub fn look_again(&self, path: &RelPath) {
+        self.lock().again.push(path.clone());
+        self.wake.notify_one();
     }
 
     /// Paths in upload/ that hold this torrent's file.
@@ -111,6 +126,11 @@ impl Shares {
         }
     }
 
+    /// The torrent that holds the file at this path.
+    pub fn key_at(&self, path: &RelPath) -> Option<InfoHash> {
+        self.lock().shared.get(path).map(|share| share.key)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -122,8 +142,20 @@ impl From<FileStat> for StatRecord {
             device: stat.dev,
             inode: stat.ino,
             bytes: stat.size,
-            mtime_ns: i128::from(stat.mtime_ns),
-            ctime_ns: i128::from(stat.ctime_ns),
+            mtime_ns: stat.mtime_ns,
+            ctime_ns: stat.ctime_ns,
+        }
+    }
+}
+
+impl From<Stat> for StatRecord {
+    fn from(stat: Stat) -> StatRecord {
+        StatRecord {
+            device: stat.device,
+            inode: stat.inode,
+            bytes: stat.len,
+            mtime_ns: stat.modified_ns,
+            ctime_ns: stat.changed_ns,
         }
     }
 }
@@ -177,6 +209,7 @@ pub async fn run(core: Arc<Core>, mut events: mpsc::Receiver<WatchEvent>) {
                 None => return,
             },
             Some(done) = sharing.jobs.join_next() => sharing.hashed(done.ok()),
+            () = core.shares.wake.notified() => sharing.look_again().await,
             () = tokio::time::sleep(wait) => {}
         }
         sharing.timers().await;
@@ -229,6 +262,19 @@ impl Sharing {
                 self.core.warn(warning);
             }
             WatchEvent::ScanDone => self.scan_done(),
+        }
+    }
+
+    async fn look_again(&mut self) {
+        let again = std::mem::take(&mut self.core.shares.lock().again);
+        for path in again {
+            let (core, file) = (self.core.clone(), path.clone());
+            let stat = tokio::task::spawn_blocking(move || {
+                core.files.open_root(&core.options.upload_dir).and_then(|root| root.stat(&file))
+            });
+            if let Ok(Ok(stat)) = stat.await {
+                self.settled(path, stat.into()).await;
+            }
         }
     }
 
@@ -343,7 +389,7 @@ impl Sharing {
                 status.origin = Origin::Upload { path: path.clone() };
             }
         });
-        self.core.reopen(&torrent).await;
+        self.core.deactivate(&torrent, true).await;
         put_torrent(&mut batch, &torrent);
         if let Err(error) = self.core.submit(batch).await {
             tracing::error!(%error, "a move could not be recorded: the file is hashed again after a restart");
@@ -355,7 +401,7 @@ impl Sharing {
         let key = share.key;
         let core = self.core.clone();
         let file = path.clone();
-        self.core.shares.hashing_files.fetch_add(1, Ordering::Relaxed);
+        self.core.shares.lock().hashing.insert(path, stat.bytes);
         self.jobs.spawn_blocking(move || {
             let made = making::rename(&core, key, &file);
             (file, stat, made)
@@ -380,18 +426,18 @@ impl Sharing {
 
     fn hash(&mut self, path: RelPath, stat: StatRecord) {
         let core = self.core.clone();
-        self.core.shares.hashing_files.fetch_add(1, Ordering::Relaxed);
-        self.core.shares.hashing_bytes.fetch_add(stat.bytes, Ordering::Relaxed);
+        self.core.shares.lock().hashing.insert(path.clone(), stat.bytes);
         self.jobs.spawn_blocking(move || {
             let cancel = AtomicBool::new(false);
             let made = making::make_shared(&core, &path, &stat, &cancel);
-            core.shares.hashing_bytes.fetch_sub(stat.bytes, Ordering::Relaxed);
             (path, stat, made)
         });
     }
 
     fn hashed(&mut self, done: Option<(RelPath, StatRecord, Result<Made, MakeError>)>) {
-        self.core.shares.hashing_files.fetch_sub(1, Ordering::Relaxed);
+        if let Some((path, ..)) = &done {
+            self.core.shares.lock().hashing.remove(path);
+        }
         match done {
             Some((path, stat, Ok(made))) => {
                 self.ready.push((path, stat, made));
@@ -435,7 +481,7 @@ impl Sharing {
         let mut replaced = Vec::new();
         for (path, stat, made, position) in kept {
             let key = made.meta.info_hash();
-            let summary = Summary::of(&made.meta, position, self.core.clock.unix_seconds());
+            let summary = Summary::of(&made.meta, position, true, self.core.clock.unix_seconds());
             let torrent = self.core.insert(Arc::new(Torrent::new(summary, shared_status(path.clone(), stat))));
             self.take_over(&torrent, &path, stat);
             put_torrent(&mut batch, &torrent);
@@ -507,7 +553,7 @@ impl Sharing {
                     status.stat = Some(stat);
                     status.phase = Phase::Seeding;
                 });
-                self.core.reopen(&torrent).await;
+                self.core.deactivate(&torrent, true).await;
                 if let Err(error) = self.core.save(&torrent).await {
                     tracing::error!(%error, "a move could not be recorded");
                 }

@@ -14,11 +14,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 
 use super::disk::assembly::Assembly;
+use super::disk::check::Progress;
 use super::disk::storage::Storage;
 use super::records::StatRecord;
+use super::trackers::TrackerUrl;
 use crate::db::segments::Position;
 use crate::swarm::{SessionId, Swarm};
-use crate::swarm::dial::Book;
+use crate::swarm::dial::KnownPeers;
 use crate::wire::bitfield::Bitfield;
 use crate::wire::extension::ExtensionHandshake;
 use crate::wire::id::{InfoHash, PeerId};
@@ -35,12 +37,14 @@ pub struct Summary {
     pub private: bool,
     pub multi_file: bool,
     pub position: Position,
+    /// Where a torrent that is not of our network is announced: what its `.torrent` says.
+    pub trackers: Vec<Arc<TrackerUrl>>,
     /// Seconds since 1970.
     pub added: u64,
 }
 
 impl Summary {
-    pub fn of(meta: &Metainfo, position: Position, added: u64) -> Summary {
+    pub fn of(meta: &Metainfo, position: Position, ours: bool, added: u64) -> Summary {
         Summary {
             key: meta.info_hash(),
             name: meta.name().clone(),
@@ -48,9 +52,15 @@ impl Summary {
             private: meta.is_private(),
             multi_file: meta.is_multi_file(),
             position,
+            trackers: if ours { Vec::new() } else { foreign_trackers(meta) },
             added,
         }
     }
+}
+
+/// The trackers that a `.torrent` names, those that peerd can ask.
+pub fn foreign_trackers(meta: &Metainfo) -> Vec<Arc<TrackerUrl>> {
+    meta.trackers().iter().flatten().filter_map(|url| TrackerUrl::parse(url).ok()).map(Arc::new).collect()
 }
 
 /// Where the data came from, and so where it lies.
@@ -105,13 +115,12 @@ pub struct Torrent {
     active: tokio::sync::Mutex<Option<Arc<Active>>>,
     /// Counts changes of status and progress; `get` waits on it.
     changes: watch::Sender<u64>,
-    /// Bytes hashed by the check under way.
-    pub checked_bytes: AtomicU64,
+    /// The check under way, if there is one.
+    pub check: Progress,
     /// Payload moved since the daemon started, for announces.
     pub downloaded_bytes: AtomicU64,
     pub uploaded_bytes: AtomicU64,
-    /// Set when the torrent is removed: whoever works on it stops.
-    pub removed: Arc<AtomicBool>,
+    removed: AtomicBool,
 }
 
 /// The half that costs memory.
@@ -124,7 +133,7 @@ pub struct Active {
 pub struct Inner {
     pub swarm: Swarm,
     pub assembly: Assembly,
-    pub book: Book,
+    pub book: KnownPeers,
     pub sessions: HashMap<SessionId, Arc<SessionHandle>>,
     /// Pieces whose bits have passed the store's barrier.
     pub committed: Bitfield,
@@ -148,10 +157,10 @@ impl Torrent {
             status: Mutex::new(status),
             active: tokio::sync::Mutex::new(None),
             changes: watch::Sender::new(0),
-            checked_bytes: AtomicU64::new(0),
+            check: Progress::default(),
             downloaded_bytes: AtomicU64::new(0),
             uploaded_bytes: AtomicU64::new(0),
-            removed: Arc::new(AtomicBool::new(false)),
+            removed: AtomicBool::new(false),
         }
     }
 
@@ -184,6 +193,12 @@ impl Torrent {
         self.changes.subscribe()
     }
 
+    /// The torrent is gone: whoever works on it stops.
+    pub fn set_removed(&self) {
+        self.removed.store(true, Ordering::Release);
+        self.check.cancel.store(true, Ordering::Release);
+    }
+
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
@@ -211,7 +226,6 @@ impl Torrent {
 pub struct SessionHandle {
     pub id: SessionId,
     pub addr: SocketAddr,
-    /// Where the peer can be dialled, once it has said so.
     pub peer_id: PeerId,
     pub outgoing: bool,
     pub wake: Notify,
@@ -221,7 +235,6 @@ pub struct SessionHandle {
 #[derive(Default)]
 struct Facts {
     client: Option<String>,
-    listen_port: Option<u16>,
     closing: Option<String>,
 }
 
@@ -230,13 +243,9 @@ impl SessionHandle {
         SessionHandle { id, addr, peer_id, outgoing, wake: Notify::new(), facts: Mutex::default() }
     }
 
-    /// Takes what the peer says of itself (BEP 10 handshake); nonsense is ignored, the rules judge it.
-    pub fn introduce(&self, payload: &[u8]) {
-        if let Ok(handshake) = ExtensionHandshake::decode(payload) {
-            let mut facts = self.facts();
-            facts.client = handshake.client;
-            facts.listen_port = handshake.port;
-        }
+    /// Takes what the peer says of itself (BEP 10).
+    pub fn introduce(&self, theirs: ExtensionHandshake) {
+        self.facts().client = theirs.client;
     }
 
     /// The client's name for itself, else what its peer id says.

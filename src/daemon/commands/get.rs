@@ -9,7 +9,7 @@ use super::choose::{Choice, choose};
 use crate::clock::Time;
 use crate::daemon::control::Reply;
 use crate::daemon::torrent::{Phase, Torrent};
-use crate::daemon::trackers::catalogue::CatalogueError;
+use crate::daemon::trackers::TrackerError;
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::control::{Answer, Candidate, Done, Failure, Get, PathBytes, Search, SearchHit, Started, What};
 use crate::wire::id::InfoHash;
@@ -100,11 +100,18 @@ impl Commands {
                 let ours = self.core.names_our_tracker(&meta);
                 Ok(self.here(meta.info_hash()).unwrap_or(Resolved::Torrent { bytes, ours }))
             }
-            What::InfoHash(key) => match self.here(key) {
-                Some(here) => Ok(here),
-                None => self.fetch(key).await,
+            What::InfoHash(key) => self.here_or_fetched(key).await,
+            What::Words(words) => match self.key_of_words(&words).await? {
+                Ok(key) => self.here_or_fetched(key).await,
+                Err(answer) => Ok(Resolved::Answer(answer)),
             },
-            What::Words(words) => self.resolve_words(&words).await,
+        }
+    }
+
+    async fn here_or_fetched(&self, key: InfoHash) -> Result<Resolved, Failure> {
+        match self.here(key) {
+            Some(here) => Ok(here),
+            None => self.fetch(key).await,
         }
     }
 
@@ -112,55 +119,59 @@ impl Commands {
         self.core.torrent(key).map(Resolved::Here)
     }
 
-    async fn fetch(&self, key: InfoHash) -> Result<Resolved, Failure> {
+    pub(super) async fn fetch_meta(&self, key: InfoHash) -> Result<(Metainfo, Vec<u8>), Failure> {
         let bytes = self.core.catalogue().fetch_torrent(key).await.map_err(|error| match error {
-            CatalogueError::NotFound => Failure::not_found(format!("the tracker knows no torrent {key}")),
+            error if error.is_not_found() => Failure::not_found(format!("the tracker knows no torrent {key}")),
             error => self.tracker_failure(&error),
         })?;
         match Metainfo::parse(&bytes) {
-            Ok(meta) if meta.info_hash() == key => Ok(Resolved::Torrent { bytes, ours: true }),
-            Ok(meta) => Err(Failure::failed(format!("the tracker gave {} for {key}: nothing was fetched", meta.info_hash()))),
+            Ok(meta) if meta.info_hash() == key => Ok((meta, bytes)),
+            Ok(meta) => {
+                Err(Failure::failed(format!("the tracker gave {} for {key}: nothing was fetched", meta.info_hash())))
+            }
             Err(error) => Err(Failure::failed(format!("the tracker's .torrent for {key} is not usable: {error}"))),
         }
     }
 
-    async fn resolve_words(&self, words: &str) -> Result<Resolved, Failure> {
-        let query = SearchQuery { q: words.to_owned(), limit: HITS_LOOKED_AT, ..SearchQuery::default() };
+    async fn fetch(&self, key: InfoHash) -> Result<Resolved, Failure> {
+        self.fetch_meta(key).await.map(|(_, bytes)| Resolved::Torrent { bytes, ours: true })
+    }
+
+    /// What words mean at the tracker: one key, or the answer that they do not name one.
+    pub(super) async fn key_of_words(&self, words: &str) -> Result<Result<InfoHash, Answer>, Failure> {
+        let query = query_of(words.to_owned(), HITS_LOOKED_AT, 0);
         let found = self.core.catalogue().search(&query).await.map_err(|error| self.tracker_failure(&error))?;
-        let matches = |matched: Match| matched != Match::Typo;
-        match choose(words, found.hits.iter().map(|hit| (hit.name.as_str(), matches(hit.matched)))) {
-            Choice::One(index) => {
-                let key = found.hits[index].key;
-                match self.here(key) {
-                    Some(here) => Ok(here),
-                    None => self.fetch(key).await,
-                }
-            }
+        let offered = found.hits.iter().map(|hit| (hit.name.as_str(), hit.matched != Match::Typo));
+        match choose(words, offered) {
+            Choice::One(index) => Ok(Ok(found.hits[index].key)),
             Choice::Several(indices) => {
                 let all: Vec<Candidate> =
                     indices.into_iter().map(|index| SearchHit::from(found.hits[index].clone()).into()).collect();
-                Ok(Resolved::Answer(Answer::Ambiguous(all)))
+                Ok(Err(Answer::Ambiguous(all)))
             }
             Choice::None if found.hits.is_empty() => Err(Failure::not_found(format!(
                 "nobody shares anything named {words}: peerctl search shows what there is"
             ))),
             Choice::None => {
                 let near = found.hits.into_iter().map(|hit| SearchHit::from(hit).into()).collect();
-                Ok(Resolved::Answer(Answer::DidYouMean(near)))
+                Ok(Err(Answer::DidYouMean(near)))
             }
         }
     }
 
     pub(super) async fn search(&self, search: Search, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
-        let query =
-            SearchQuery { q: search.words, limit: search.limit, offset: search.offset, ..SearchQuery::default() };
+        let query = query_of(search.words, search.limit, search.offset);
         let found = self.core.catalogue().search(&query).await.map_err(|error| self.tracker_failure(&error))?;
         reply.send(&Answer::SearchTotal(found.total)).await?;
         reply.send_rows(found.hits.into_iter().map(SearchHit::from), Answer::SearchHits).await?;
         Ok(Answer::End)
     }
 
-    pub(super) fn tracker_failure(&self, error: &CatalogueError) -> Failure {
-        Failure::failed(format!("the tracker {}: {error}", self.core.catalogue().address()))
+    pub(super) fn tracker_failure(&self, error: &TrackerError) -> Failure {
+        Failure::failed(format!("the tracker {}: {error}", self.core.catalogue().tracker()))
     }
+}
+
+fn query_of(q: String, limit: u32, offset: u32) -> SearchQuery {
+    SearchQuery { q, file_type: None, min_size: None, max_size: None, limit, offset }
 }

@@ -11,10 +11,15 @@ use crate::wire::control::{
     self, Answer, Direction, Failure, FileRow, Here, Key, LedgerFile, LedgerPeer, LedgerRow, PathBytes, PeerRow,
     Progress, Shown, Slot, State, Swarm, SwarmPeer, TorrentRow, What,
 };
+use crate::wire::id::to_hex;
 use crate::wire::metainfo::Metainfo;
+use crate::wire::name::RelPath;
 
 /// Of long tracker lists `show` prints so many.
 const TRACKERS_SHOWN: usize = 100;
+
+/// A `.torrent`, and the torrent if it is here.
+pub(super) type MetaFound = (Metainfo, Option<Arc<Torrent>>);
 
 /// What the swarm of one torrent looks like just now.
 #[derive(Default)]
@@ -76,7 +81,7 @@ impl Commands {
         }
         drop(inner);
         if status.phase == Phase::Checking {
-            glance.have_bytes = torrent.checked_bytes.load(Ordering::Relaxed);
+            glance.have_bytes = torrent.check.bytes.load(Ordering::Relaxed);
         }
         glance
     }
@@ -103,7 +108,7 @@ impl Commands {
     pub(super) async fn list(&self, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let torrents = self.core.torrents();
         let rows = torrents.iter().filter(|torrent| !torrent.with_status(|s| s.withdrawn)).map(|t| self.row(t));
-        let hashing = self.core.shares.hashing_rows(&self.core.options.upload_dir);
+        let hashing = self.core.shares.hashing_paths().into_iter().map(|(path, bytes)| self.hashing_row(&path, bytes));
         let rows: Vec<TorrentRow> = rows.chain(hashing).collect();
         reply.send_rows(rows, Answer::Torrents).await?;
         Ok(Answer::End)
@@ -126,6 +131,25 @@ impl Commands {
             private: torrent.summary.private,
             origin: origin_of(&status.origin),
             error: error_of(&status),
+        }
+    }
+
+    /// A file of upload/ that has no key yet.
+    fn hashing_row(&self, path: &RelPath, bytes: u64) -> TorrentRow {
+        TorrentRow {
+            name: path.file_name().to_string_lossy().into_owned(),
+            key: None,
+            path: PathBytes::from(self.core.options.upload_dir.join(path.as_path())),
+            size: bytes,
+            have_bytes: 0,
+            state: State::Hashing,
+            down_bytes_per_s: 0,
+            up_bytes_per_s: 0,
+            peers: 0,
+            seeders: 0,
+            private: !self.core.options.public,
+            origin: control::Origin::Upload,
+            error: None,
         }
     }
 
@@ -191,7 +215,7 @@ impl Commands {
     }
 
     /// A torrent of ours, of the file given, or of the tracker.
-    async fn meta_of(&self, what: What) -> Result<Result<(Metainfo, Option<Arc<Torrent>>), Answer>, Failure> {
+    async fn meta_of(&self, what: What) -> Result<Result<MetaFound, Answer>, Failure> {
         if let What::Torrent(bytes) = &what {
             let meta = Metainfo::parse(bytes).map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
             let here = self.core.torrent(meta.info_hash());
@@ -204,7 +228,21 @@ impl Commands {
         }
     }
 
-    pub(super) async fn read_meta(&self, torrent: &Arc<Torrent>) -> Result<Metainfo, Failure> {
+    async fn meta_at_tracker(&self, what: What) -> Result<Result<MetaFound, Answer>, Failure> {
+        let key = match what {
+            What::InfoHash(key) => key,
+            What::Words(words) => match self.key_of_words(&words).await? {
+                Ok(key) => key,
+                Err(answer) => return Ok(Err(answer)),
+            },
+            What::Torrent(_) => return Err(Failure::failed("this is no usable .torrent")),
+        };
+        let (meta, _) = self.fetch_meta(key).await?;
+        let here = self.core.torrent(key);
+        Ok(Ok((meta, here)))
+    }
+
+    async fn read_meta(&self, torrent: &Arc<Torrent>) -> Result<Metainfo, Failure> {
         let (core, position) = (self.core.clone(), torrent.summary.position);
         let read = tokio::task::spawn_blocking(move || core.segments.read(position)).await;
         let bytes = read.map_err(|e| Failure::failed(e.to_string()))?.map_err(|e| Failure::failed(e.to_string()))?;
@@ -312,7 +350,7 @@ impl Commands {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: core.clock.now().since(core.started).as_secs(),
-            identity: core.identity.public_hex(),
+            identity: to_hex(&core.identity.public_key()),
             listen: core.listening.clone(),
             trackers: core.announcer.tracker_rows(core.clock.now()),
             torrents: torrents.len() as u32,
@@ -325,7 +363,7 @@ impl Commands {
             sessions,
             hashing_files: hashing_files as u32,
             hashing_bytes,
-            clock_offset_s: core.catalogue().clock_offset_s(),
+            clock_offset_s: Some(core.catalogue().clock_offset_s()).filter(|offset| *offset != 0),
             upload_dir: PathBytes::from(&core.options.upload_dir),
             download_dir: PathBytes::from(&core.options.download_dir),
             state_dir: PathBytes::from(&core.options.state_dir),

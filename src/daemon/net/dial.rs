@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::greet;
+use super::greet::{self, GreetError};
 use crate::daemon::core::{Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::torrent::{Active, Torrent};
+use crate::swarm::dial::{Ended, Source};
 
 /// Dials under way at once over all torrents: a list of dead addresses must not use up the descriptors.
 const DIALS_AT_ONCE: usize = 32;
@@ -54,12 +55,13 @@ async fn dial(core: Arc<Core>, torrent: Arc<Torrent>, active: Arc<Active>, to: S
     drop(place);
     match greeted {
         Ok(greeted) => {
-            active.lock().book.connected(core.clock.now(), to);
+            active.lock().book.connected(to, Source::Tracker, core.clock.now());
             greeted.run(core).await;
         }
         Err(error) => {
             tracing::debug!(torrent = %torrent.summary.name, peer = %to, %error, "dialling came to nothing");
-            active.lock().book.failed(core.clock.now(), to);
+            let how = if matches!(error, GreetError::Twice) { Ended::NoUse } else { Ended::Failed };
+            active.lock().book.ended(to, how, core.clock.now());
             core.dialling.notify_one();
         }
     }

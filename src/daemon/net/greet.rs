@@ -9,19 +9,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::session::Session;
+use super::session::{Session, SessionEnd};
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
+use crate::swarm::dial::Ended;
 use crate::swarm::{Identity, SessionInfo};
 use crate::wire::extension::ExtensionHandshake;
-use crate::wire::handshake::{self, Handshake, HandshakeError, Reserved};
+use crate::wire::handshake::{self, FIRST_BYTE, Handshake, HandshakeError, Reserved};
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::MAX_BLOCK_BYTES;
+use crate::wire::message::Message;
 
 /// design.md section 6: connect and handshake.
 const GREETING: Duration = Duration::from_secs(10);
-/// The BEP 3 protocol string's length, and so the first byte of every handshake in the clear.
-const FIRST_BYTE: u8 = 19;
 /// What we tell peers that we queue of their requests; swarm serves no more.
 const REQUESTS_SERVED: u32 = 2_000;
 
@@ -95,7 +95,7 @@ pub async fn outgoing(core: &Arc<Core>, torrent: &Arc<Torrent>, active: &Arc<Act
             return Err(GreetError::WrongTorrent);
         }
         if theirs.peer_id == core.peer_id {
-            active.lock().book.never(to);
+            active.lock().book.add_own(to);
             return Err(GreetError::Ourselves);
         }
         admit(core, torrent.clone(), active.clone(), stream, to, &theirs, true)
@@ -121,7 +121,7 @@ async fn read_handshake(stream: &mut TcpStream) -> Result<Handshake, GreetError>
             return Err(GreetError::NotBitTorrent);
         }
     }
-    Ok(handshake::decode(&bytes)?)
+    Ok(Handshake::decode(&bytes)?)
 }
 
 fn admit(
@@ -153,12 +153,11 @@ fn admit(
         let info = SessionInfo {
             identity: Identity::Address(addr.ip().to_canonical()),
             fast: theirs.reserved.fast(),
-            extended,
         };
         inner.swarm.open(now, handle.id, info);
         if extended {
             let payload = introduction(core, &torrent, addr);
-            inner.swarm.send_extended(handle.id, 0, payload);
+            inner.swarm.queue_message(handle.id, &Message::Extended { id: 0, payload });
         }
     }
     Ok(Greeted { torrent, active, handle, stream, _place: place })
@@ -192,8 +191,11 @@ impl Greeted {
         core.choking.notify_one();
         let session = Session::new(core.clone(), torrent.clone(), active.clone(), handle.clone(), stream);
         // If the daemon stops, this future is dropped at an await; the guard puts the books right all the same.
-        let closing = Closing { core: core.clone(), torrent, active, handle };
+        let mut closing = Closing { core: core.clone(), torrent, active, handle, how: Ended::Closed };
         let end = session.run().await;
+        if matches!(end, SessionEnd::Fault(_) | SessionEnd::Frame(_)) {
+            closing.how = Ended::Fault;
+        }
         tracing::debug!(torrent = %closing.torrent.summary.name, peer = %closing.handle.addr, %end, "session ended");
     }
 }
@@ -203,6 +205,7 @@ struct Closing {
     torrent: Arc<Torrent>,
     active: Arc<Active>,
     handle: Arc<SessionHandle>,
+    how: Ended,
 }
 
 impl Drop for Closing {
@@ -210,10 +213,10 @@ impl Drop for Closing {
         let now = self.core.clock.now();
         {
             let mut inner = self.active.lock();
-            inner.swarm.close(now, self.handle.id);
+            inner.swarm.close(self.handle.id);
             inner.sessions.remove(&self.handle.id);
             if self.handle.outgoing {
-                inner.book.closed(now, self.handle.addr);
+                inner.book.ended(self.handle.addr, self.how, now);
             }
         }
         self.torrent.pass_effects(&self.core, &self.active);

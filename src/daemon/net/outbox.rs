@@ -106,7 +106,7 @@ impl Outbox {
     /// Chooses what goes out next, messages before blocks, and which blocks are to be read meanwhile.
     pub fn fill(&mut self, swarm: &mut Swarm, now: Time, id: SessionId) {
         if matches!(self.sending, Sending::Nothing) {
-            swarm.drain_sends(id, &mut self.messages, MESSAGES_BYTES);
+            swarm.drain_sends(now, id, &mut self.messages, MESSAGES_BYTES);
             if !self.messages.is_empty() {
                 self.sending = Sending::Messages { sent: 0 };
             } else if let Some(batch) = self.ready.take() {
@@ -118,7 +118,7 @@ impl Outbox {
         }
         let mut bytes: usize = self.wanted.iter().map(|b| b.len() as usize).sum();
         while bytes < BATCH_BYTES {
-            let Some(block) = swarm.next_upload(now, id) else { break };
+            let Some(block) = swarm.next_upload(id) else { break };
             bytes += block.len() as usize;
             self.wanted.push(block);
         }
@@ -162,14 +162,18 @@ impl Outbox {
 fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes: Vec<u8>) -> BatchRead {
     let total = blocks.iter().map(|b| b.len() as usize + PIECE_HEADER_BYTES).sum();
     bytes.resize(total, 0);
-    if !torrent.still_the_same(active) {
+    let layout = active.meta.layout();
+    let unchanged = |block: &Block| {
+        active.storage.unchanged(layout.piece_start(block.piece()) + u64::from(block.begin()), u64::from(block.len()))
+    };
+    // A file that is not what was hashed is not served: one look covers a run of blocks.
+    if !blocks.first().is_none_or(unchanged) {
         return BatchRead::Failed(blocks);
     }
-    let layout = active.meta.layout();
     let mut at = 0;
     for block in &blocks {
         let (header, rest) = bytes[at..].split_at_mut(PIECE_HEADER_BYTES);
-        header.copy_from_slice(&message::piece_header((*block).into()));
+        header.copy_from_slice(&message::encode_piece_header((*block).into()));
         let start = layout.piece_start(block.piece()) + u64::from(block.begin());
         if let Err(error) = active.storage.read(start, &mut rest[..block.len() as usize]) {
             tracing::warn!(torrent = %torrent.summary.name, %error, "a block could not be read");

@@ -17,6 +17,7 @@ use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
 use crate::swarm::{PeerFault, Placement, Receipt};
+use crate::wire::extension::ExtensionHandshake;
 use crate::wire::framing::{Frame, FrameError, Framer};
 use crate::wire::layout::{Block, RawBlock};
 use crate::wire::message::Message;
@@ -71,7 +72,7 @@ pub struct Session<S: PeerStream> {
 impl<S: PeerStream> Session<S> {
     pub fn new(core: Arc<Core>, torrent: Arc<Torrent>, active: Arc<Active>, handle: Arc<SessionHandle>, stream: S) -> Self {
         let now = core.clock.now();
-        let bitfield_bytes = active.meta.layout().piece_count().div_ceil(8) as usize;
+        let bitfield_bytes = active.meta.layout().piece_count().div_ceil(8);
         Session {
             framer: Framer::new(bitfield_bytes),
             receiving: Receiving::Framing,
@@ -95,7 +96,7 @@ impl<S: PeerStream> Session<S> {
             }
         };
         if let Receiving::Waiting(block) | Receiving::Filling { block, .. } = self.receiving {
-            self.active.lock().swarm.block_lost(self.core.clock.now(), self.handle.id, block);
+            self.active.lock().swarm.block_lost(self.handle.id, block);
         }
         end
     }
@@ -196,7 +197,7 @@ impl<S: PeerStream> Session<S> {
                     self.block_is_in();
                 }
                 Receiving::Skipping => {
-                    self.framer.skip_payload();
+                    self.framer.discard_payload();
                     if self.framer.payload_left() > 0 {
                         return Ok(());
                     }
@@ -213,11 +214,20 @@ impl<S: PeerStream> Session<S> {
 
     fn message(&mut self, message: Message) -> Result<(), SessionEnd> {
         if let Message::Extended { id: 0, payload } = &message {
-            self.handle.introduce(payload);
+            self.introduced(payload);
         }
         let now = self.core.clock.now();
         self.active.lock().swarm.receive(now, self.handle.id, message)?;
         Ok(())
+    }
+
+    /// The peer's extension handshake (BEP 10). Nonsense in it is ignored: nothing depends on it but comfort.
+    fn introduced(&self, payload: &[u8]) {
+        if let Ok(theirs) = ExtensionHandshake::decode(payload) {
+            let upload_only = theirs.upload_only.unwrap_or(false);
+            self.active.lock().swarm.set_peer_extensions(self.handle.id, theirs.reqq, theirs.max_block, upload_only);
+            self.handle.introduce(theirs);
+        }
     }
 
     fn block_header(&mut self, raw: RawBlock) -> Result<(), SessionEnd> {
@@ -228,7 +238,7 @@ impl<S: PeerStream> Session<S> {
                 Some(buffer) => Receiving::Filling { block, buffer, filled: 0 },
                 None => Receiving::Waiting(block),
             },
-            Placement::Discard => Receiving::Skipping,
+            Placement::Discard(_) => Receiving::Skipping,
         };
         Ok(())
     }
@@ -243,9 +253,11 @@ impl<S: PeerStream> Session<S> {
             let mut inner = self.active.lock();
             match inner.swarm.block_received(now, self.handle.id, block) {
                 Receipt::Redundant => None,
-                Receipt::Keep { piece_complete } => {
+                Receipt::Keep { .. } => {
                     inner.assembly.insert(block, buffer);
-                    inner.take_disk_work(block.piece(), piece_complete, self.core.pool.under_pressure())
+                    let pressure = self.core.pool.under_pressure();
+                    let work = inner.assembly.next_work(block.piece(), pressure);
+                    work.or_else(|| if pressure { inner.assembly.relieve() } else { None })
                 }
             }
         };

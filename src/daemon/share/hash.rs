@@ -1,23 +1,56 @@
 //! Piece hashes on all cores. Threads take the next piece each, so that a disk is read nearly in order.
 
-use std::borrow::Borrow;
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::thread;
 
 use sha1::{Digest, Sha1};
 
-use crate::daemon::watch::open_plain;
+use crate::daemon::disk::fs::DiskFile;
 use crate::wire::id::PieceCheck;
 use crate::wire::layout::{Layout, LayoutError, PieceIndex};
-use crate::wire::name::RelPath;
 
 /// What a thread reads at once, in bytes: as fast as any larger run on the machines measured, and it bounds memory.
 const READ_BYTES: usize = 1 << 20;
+
+/// What can be hashed.
+pub trait ReadAt {
+    /// Fills the buffer from this position on.
+    ///
+    /// # Errors
+    /// `UnexpectedEof` when the file ends before; else what the disk says.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+}
+
+impl ReadAt for File {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(self, buffer, offset)
+    }
+}
+
+impl ReadAt for Arc<dyn DiskFile> {
+    fn read_exact_at(&self, mut buffer: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !buffer.is_empty() {
+            match self.read_at(buffer, offset)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                got => {
+                    offset += got as u64;
+                    buffer = buffer.get_mut(got..).unwrap_or_default();
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<R: ReadAt> ReadAt for &R {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        (*self).read_exact_at(buffer, offset)
+    }
+}
 
 /// Why there are no hashes. `index` counts the files that were given.
 #[derive(Debug, thiserror::Error)]
@@ -37,8 +70,8 @@ pub enum HashError {
 ///
 /// # Errors
 /// When the file is shorter than `len` or cannot be read, sizes are out of bounds, or `cancel` was set.
-pub fn hash_file(
-    file: &File,
+pub fn hash_file<F: ReadAt + Sync>(
+    file: &F,
     len: u64,
     piece_bytes: u32,
     threads: usize,
@@ -52,7 +85,7 @@ pub fn hash_file(
 ///
 /// # Errors
 /// As [`hash_file`].
-pub fn hash_files<F: Borrow<File> + Sync>(
+pub fn hash_files<F: ReadAt + Sync>(
     files: &[(F, u64)],
     piece_bytes: u32,
     threads: usize,
@@ -60,29 +93,23 @@ pub fn hash_files<F: Borrow<File> + Sync>(
     progress: &AtomicU64,
 ) -> Result<Vec<PieceCheck>, HashError> {
     let lens = files.iter().map(|(_, len)| *len);
-    let open = |index: usize| files.get(index).map(|(file, _)| file.borrow()).ok_or_else(missing);
+    let open = |index: usize| files.get(index).map(|(file, _)| file).ok_or_else(missing);
     run(lens, open, piece_bytes, threads, cancel, progress)
 }
 
-/// The same of the files of a listing, each opened when its turn comes, so that their number does not matter.
+/// The same, each file opened by its index when its turn comes, so that their number does not matter.
 ///
 /// # Errors
 /// As [`hash_file`].
-pub fn hash_folder(
-    dir: &Path,
-    files: &[(RelPath, u64)],
+pub fn hash_opened<F: ReadAt>(
+    lens: &[u64],
+    open: impl Fn(usize) -> io::Result<F> + Sync,
     piece_bytes: u32,
     threads: usize,
     cancel: &AtomicBool,
     progress: &AtomicU64,
 ) -> Result<Vec<PieceCheck>, HashError> {
-    let lens = files.iter().map(|(_, len)| *len);
-    let open = |index: usize| {
-        let (path, _) = files.get(index).ok_or_else(missing)?;
-        let file = open_plain(&dir.join(path.as_path()))?;
-        if file.metadata()?.is_file() { Ok(file) } else { Err(missing()) }
-    };
-    run(lens, open, piece_bytes, threads, cancel, progress)
+    run(lens.iter().copied(), open, piece_bytes, threads, cancel, progress)
 }
 
 fn missing() -> io::Error {
@@ -101,7 +128,7 @@ struct Job<'a, O> {
     progress: &'a AtomicU64,
 }
 
-fn run<F: Borrow<File>, O: Fn(usize) -> io::Result<F> + Sync>(
+fn run<F: ReadAt, O: Fn(usize) -> io::Result<F> + Sync>(
     lens: impl Iterator<Item = u64>,
     open: O,
     piece_bytes: u32,
@@ -130,7 +157,7 @@ fn run<F: Borrow<File>, O: Fn(usize) -> io::Result<F> + Sync>(
     Ok(checks.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
 }
 
-impl<F: Borrow<File>, O: Fn(usize) -> io::Result<F> + Sync> Job<'_, O> {
+impl<F: ReadAt, O: Fn(usize) -> io::Result<F> + Sync> Job<'_, O> {
     /// Takes pieces until there are none.
     fn work(&self, checks: &Mutex<Vec<PieceCheck>>) -> Result<(), HashError> {
         let mut buffer = vec![0; READ_BYTES.min(self.layout.piece_bytes() as usize)];
@@ -182,7 +209,7 @@ impl<F: Borrow<File>, O: Fn(usize) -> io::Result<F> + Sync> Job<'_, O> {
                 }
             };
             let Some(bytes) = buffer.get_mut(..run) else { return Ok(None) };
-            file.borrow().read_exact_at(bytes, at - file_start).map_err(|source| match source.kind() {
+            file.read_exact_at(bytes, at - file_start).map_err(|source| match source.kind() {
                 io::ErrorKind::UnexpectedEof => HashError::Shrunk { index },
                 _ => HashError::Read { index, source },
             })?;

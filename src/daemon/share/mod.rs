@@ -6,5 +6,5 @@
 mod hash;
 mod list;
 
-pub use hash::{HashError, hash_file, hash_files, hash_folder};
+pub use hash::{HashError, ReadAt, hash_file, hash_files, hash_opened};
 pub use list::{FolderListing, ListError, list_folder};
