@@ -1,0 +1,691 @@
+//! The pieces in progress of one torrent: collects blocks and says what is to be hashed and written, and when. A
+//! synchronous state machine; the [`Work`] that it gives out runs on another thread and comes back by [`Assembly::done`].
+//!
+//! A piece of at most 4 MiB stays in memory until it is whole; then it is hashed and, if right, written at once. A longer
+//! piece, or any while memory is short, goes to disk in parts:
+//!
+//! ```text
+//! 0          hashed         run_end                                     len
+//! |  hashed, on disk |  out as a run  |  blocks, each in a state, and gaps |
+//!
+//! a block:   missing -> in memory -> out as a run -> hashed
+//!                          |                 ^
+//!                          v                 | read back
+//!                      being written -> written, not hashed
+//! ```
+//!
+//! A *run* is what follows the hashed prefix without a gap, at least 256 KiB or up to the piece's end; one at a time, as
+//! the digest travels with it. A *spill* writes blocks beyond a gap unhashed; the run that reaches them reads them back.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::IoSlice;
+
+use super::check::PieceHasher;
+use super::pool::Buffer;
+use super::storage::{Storage, StorageError};
+use crate::wire::id::PieceCheck;
+use crate::wire::layout::{Block, Layout, PieceIndex};
+
+/// Longer pieces are never held whole: eight of them would fill the default memory budget.
+pub const WHOLE_PIECE_BYTES: u32 = 4 << 20;
+/// Shortest run before the piece's end: long enough that writing it costs little per byte.
+pub const RUN_BYTES: u32 = 256 << 10;
+
+/// What [`Assembly::insert`] did with a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Inserted {
+    Kept,
+    /// Some of it was there already; it was dropped.
+    Duplicate,
+}
+
+/// What became of a piece when its work came back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// Not whole yet. Ask [`Assembly::next_work`] again.
+    Pending(PieceIndex),
+    /// Right and written (not yet synced). The assembly has let go of it.
+    Verified(PieceIndex),
+    /// Whole and wrong: its blocks are gone.
+    Wrong(PieceIndex),
+    /// The piece was abandoned while the work was out.
+    Stale(PieceIndex),
+}
+
+impl Outcome {
+    fn verdict(piece: PieceIndex, right: bool) -> Outcome {
+        if right { Outcome::Verified(piece) } else { Outcome::Wrong(piece) }
+    }
+}
+
+/// The pieces in progress of one torrent.
+pub struct Assembly {
+    layout: Layout,
+    pieces: HashMap<PieceIndex, Partial>,
+    serials: u64,
+}
+
+/// A piece in progress.
+struct Partial {
+    /// Tells this attempt at the piece from an abandoned one.
+    serial: u64,
+    /// Beyond `run_end`, by where they begin; never overlapping.
+    blocks: BTreeMap<u32, Slot>,
+    hashed: u32,
+    /// Equal to `hashed` when no run is out.
+    run_end: u32,
+    hasher: Option<PieceHasher>,
+    /// Bytes have left memory: it cannot be taken whole any more.
+    in_parts: bool,
+}
+
+struct Slot {
+    len: u32,
+    state: State,
+}
+
+enum State {
+    InMemory(Buffer),
+    BeingWritten,
+    Written,
+}
+
+impl Assembly {
+    pub fn new(layout: Layout) -> Assembly {
+        Assembly { layout, pieces: HashMap::new(), serials: 0 }
+    }
+
+    /// Takes a block's bytes.
+    ///
+    /// # Panics
+    /// When the buffer is not as long as the block: a mistake of the caller's, which would corrupt the piece.
+    pub fn insert(&mut self, block: Block, buffer: Buffer) -> Inserted {
+        assert_eq!(buffer.len(), block.len() as usize, "a block's buffer has the block's length");
+        let partial = self.pieces.entry(block.piece()).or_insert_with(|| {
+            self.serials += 1;
+            Partial::new(self.serials)
+        });
+        if partial.overlaps(block.begin(), block.end()) {
+            return Inserted::Duplicate;
+        }
+        partial.blocks.insert(block.begin(), Slot { len: block.len(), state: State::InMemory(buffer) });
+        Inserted::Kept
+    }
+
+    /// Work that is due for the piece. Ask after each insert and after each [`Outcome::Pending`], until there is none.
+    pub fn next_work(&mut self, piece: PieceIndex, under_pressure: bool) -> Option<Work> {
+        if let Some(whole) = self.take_piece(piece) {
+            return Some(Work::Piece(whole));
+        }
+        let partial = self.pieces.get(&piece)?;
+        let in_parts = partial.in_parts || under_pressure || self.layout.piece_len(piece) > WHOLE_PIECE_BYTES;
+        if in_parts { self.take_run(piece).map(Work::Run) } else { None }
+    }
+
+    /// Work that frees memory, however early: a run or a spill of the piece that holds most. `None` when nothing is held.
+    pub fn relieve(&mut self) -> Option<Work> {
+        let (bytes, piece) = self.pieces.iter().map(|(&piece, partial)| (partial.bytes_in_memory(), piece)).max()?;
+        if bytes == 0 {
+            return None;
+        }
+        self.next_work(piece, true).or_else(|| self.spill(piece).map(Work::Spill))
+    }
+
+    /// The whole piece, if every byte of it is in memory.
+    pub fn take_piece(&mut self, piece: PieceIndex) -> Option<CompletePiece> {
+        let partial = self.pieces.get(&piece)?;
+        let in_memory = partial.bytes_in_memory() == self.layout.piece_len(piece) as usize;
+        if partial.in_parts || !in_memory {
+            return None;
+        }
+        let blocks = self.pieces.remove(&piece)?.blocks;
+        let buffers = blocks.into_values().filter_map(|slot| slot.state.into_buffer()).collect();
+        Some(CompletePiece { piece, start: self.layout.piece_start(piece), buffers })
+    }
+
+    /// What follows the hashed prefix without a gap, if that is [`RUN_BYTES`] or reaches the piece's end.
+    pub fn take_run(&mut self, piece: PieceIndex) -> Option<Run> {
+        let len = self.layout.piece_len(piece);
+        let partial = self.pieces.get_mut(&piece)?;
+        if partial.run_end != partial.hashed {
+            return None;
+        }
+        let begin = partial.hashed;
+        let end = partial.run_limit();
+        if end == begin || (end - begin < RUN_BYTES && end < len) {
+            return None;
+        }
+        let beyond = partial.blocks.split_off(&end);
+        let taken = std::mem::replace(&mut partial.blocks, beyond);
+        let parts = taken.into_values().map(|slot| match slot.state {
+            State::InMemory(buffer) => Part::InMemory(buffer),
+            State::Written | State::BeingWritten => Part::OnDisk { len: slot.len },
+        });
+        partial.run_end = end;
+        partial.in_parts = true;
+        Some(Run {
+            piece,
+            serial: partial.serial,
+            start: self.layout.piece_start(piece),
+            begin,
+            end,
+            is_last: end == len,
+            parts: parts.collect(),
+            hasher: partial.hasher.take(),
+        })
+    }
+
+    /// All blocks of the piece that are in memory, to be written unhashed.
+    pub fn spill(&mut self, piece: PieceIndex) -> Option<Spill> {
+        let partial = self.pieces.get_mut(&piece)?;
+        let mut blocks = Vec::new();
+        for (&begin, slot) in &mut partial.blocks {
+            if matches!(slot.state, State::InMemory(_))
+                && let State::InMemory(buffer) = std::mem::replace(&mut slot.state, State::BeingWritten)
+            {
+                blocks.push((begin, buffer));
+            }
+        }
+        if blocks.is_empty() {
+            return None;
+        }
+        partial.in_parts = true;
+        Some(Spill { piece, serial: partial.serial, start: self.layout.piece_start(piece), blocks })
+    }
+
+    /// Takes work back. Where it failed instead, [`Assembly::abandon`] the piece.
+    pub fn done(&mut self, done: Done) -> Outcome {
+        let Done { piece, serial, kind } = done;
+        match kind {
+            DoneKind::Piece { right } => {
+                if right {
+                    // Copies of its blocks may have come since.
+                    self.pieces.remove(&piece);
+                }
+                Outcome::verdict(piece, right)
+            }
+            DoneKind::Run(hashed) => self.run_done(piece, serial, hashed),
+            DoneKind::Spill { begins } => self.spill_done(piece, serial, &begins),
+        }
+    }
+
+    fn same_attempt(&mut self, piece: PieceIndex, serial: u64) -> Option<&mut Partial> {
+        self.pieces.get_mut(&piece).filter(|partial| partial.serial == serial)
+    }
+
+    fn run_done(&mut self, piece: PieceIndex, serial: u64, hashed: Hashed) -> Outcome {
+        let Some(partial) = self.same_attempt(piece, serial) else { return Outcome::Stale(piece) };
+        match hashed {
+            Hashed::SoFar(hasher) => {
+                partial.hasher = Some(hasher);
+                partial.hashed = partial.run_end;
+                Outcome::Pending(piece)
+            }
+            Hashed::Whole { right } => {
+                self.pieces.remove(&piece);
+                Outcome::verdict(piece, right)
+            }
+        }
+    }
+
+    fn spill_done(&mut self, piece: PieceIndex, serial: u64, begins: &[u32]) -> Outcome {
+        let Some(partial) = self.same_attempt(piece, serial) else { return Outcome::Stale(piece) };
+        for begin in begins {
+            if let Some(slot) = partial.blocks.get_mut(begin) {
+                slot.state = State::Written;
+            }
+        }
+        Outcome::Pending(piece)
+    }
+
+    /// Forgets the piece and its blocks: after a failed write, or when its download is given up.
+    pub fn abandon(&mut self, piece: PieceIndex) {
+        self.pieces.remove(&piece);
+    }
+
+    /// Pieces of which something is held or out.
+    pub fn pieces(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.pieces.keys().copied()
+    }
+
+    pub fn bytes_in_memory(&self) -> usize {
+        self.pieces.values().map(Partial::bytes_in_memory).sum()
+    }
+}
+
+impl Partial {
+    fn new(serial: u64) -> Partial {
+        Partial { serial, blocks: BTreeMap::new(), hashed: 0, run_end: 0, hasher: None, in_parts: false }
+    }
+
+    fn overlaps(&self, begin: u32, end: u32) -> bool {
+        let before = self.blocks.range(..end).next_back();
+        begin < self.run_end || before.is_some_and(|(&at, slot)| at + slot.len > begin)
+    }
+
+    /// Where the blocks that follow the prefix stop: at a gap, or at one that is being written.
+    fn run_limit(&self) -> u32 {
+        let mut end = self.hashed;
+        for (&begin, slot) in &self.blocks {
+            if begin != end || matches!(slot.state, State::BeingWritten) {
+                break;
+            }
+            end += slot.len;
+        }
+        end
+    }
+
+    fn bytes_in_memory(&self) -> usize {
+        let in_memory = |slot: &Slot| matches!(slot.state, State::InMemory(_));
+        self.blocks.values().filter(|slot| in_memory(slot)).map(|slot| slot.len as usize).sum()
+    }
+}
+
+impl State {
+    fn into_buffer(self) -> Option<Buffer> {
+        match self {
+            State::InMemory(buffer) => Some(buffer),
+            State::BeingWritten | State::Written => None,
+        }
+    }
+}
+
+/// Something to hash or write, on a thread that may block.
+#[must_use = "its blocks are lost if it is not executed"]
+pub enum Work {
+    Piece(CompletePiece),
+    Run(Run),
+    Spill(Spill),
+}
+
+/// Work that was executed, for [`Assembly::done`].
+#[must_use = "the piece waits for it"]
+pub struct Done {
+    piece: PieceIndex,
+    serial: u64,
+    kind: DoneKind,
+}
+
+enum DoneKind {
+    Piece { right: bool },
+    Run(Hashed),
+    Spill { begins: Vec<u32> },
+}
+
+enum Hashed {
+    SoFar(PieceHasher),
+    Whole { right: bool },
+}
+
+impl Work {
+    pub fn piece(&self) -> PieceIndex {
+        match self {
+            Work::Piece(whole) => whole.piece,
+            Work::Run(run) => run.piece,
+            Work::Spill(spill) => spill.piece,
+        }
+    }
+
+    /// Hashes and writes; the buffers are back in the pool afterwards. `check` is the piece's. Blocking.
+    ///
+    /// # Errors
+    /// When the disk fails: [`Assembly::abandon`] the piece.
+    pub fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+        match self {
+            Work::Piece(whole) => whole.execute(storage, check),
+            Work::Run(run) => run.execute(storage, check),
+            Work::Spill(spill) => spill.execute(storage),
+        }
+    }
+}
+
+/// A piece in memory from its first byte to its last.
+pub struct CompletePiece {
+    piece: PieceIndex,
+    /// In the torrent's stream.
+    start: u64,
+    buffers: Vec<Buffer>,
+}
+
+impl CompletePiece {
+    /// In order.
+    pub fn buffers(&self) -> &[Buffer] {
+        &self.buffers
+    }
+
+    pub fn is_right(&self, check: &PieceCheck) -> bool {
+        let mut hasher = PieceHasher::for_check(check);
+        self.buffers.iter().for_each(|buffer| hasher.update(buffer));
+        hasher.matches(check)
+    }
+
+    /// A wrong piece is not written.
+    fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+        let right = self.is_right(check);
+        if right {
+            let slices: Vec<IoSlice<'_>> = self.buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
+            storage.write_vectored(self.start, &slices)?;
+        }
+        Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece { right } })
+    }
+}
+
+/// The next bytes of a piece, from its hashed prefix on.
+pub struct Run {
+    piece: PieceIndex,
+    serial: u64,
+    /// The piece's, in the torrent's stream.
+    start: u64,
+    /// In the piece.
+    begin: u32,
+    end: u32,
+    is_last: bool,
+    parts: Vec<Part>,
+    /// None at the piece's beginning.
+    hasher: Option<PieceHasher>,
+}
+
+enum Part {
+    InMemory(Buffer),
+    /// Spilled before: read back, hashed, not written again.
+    OnDisk {
+        len: u32,
+    },
+}
+
+impl Run {
+    /// Where it lies in the piece, in bytes.
+    pub fn span(&self) -> std::ops::Range<u32> {
+        self.begin..self.end
+    }
+
+    fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+        let mut hasher = self.hasher.unwrap_or_else(|| PieceHasher::for_check(check));
+        let mut scratch = Vec::new();
+        let mut at = self.start + u64::from(self.begin);
+        for group in self.parts.chunk_by(|a, b| matches!((a, b), (Part::InMemory(_), Part::InMemory(_)))) {
+            let mut slices = Vec::with_capacity(group.len());
+            let group_at = at;
+            for part in group {
+                match part {
+                    Part::InMemory(buffer) => {
+                        hasher.update(buffer);
+                        slices.push(IoSlice::new(buffer));
+                        at += buffer.len() as u64;
+                    }
+                    Part::OnDisk { len } => {
+                        scratch.resize(*len as usize, 0);
+                        storage.read(at, &mut scratch)?;
+                        hasher.update(&scratch);
+                        at += u64::from(*len);
+                    }
+                }
+            }
+            storage.write_vectored(group_at, &slices)?;
+        }
+        let hashed = match self.is_last {
+            true => Hashed::Whole { right: hasher.matches(check) },
+            false => Hashed::SoFar(hasher),
+        };
+        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Run(hashed) })
+    }
+}
+
+/// Blocks to be written where they belong, unhashed.
+pub struct Spill {
+    piece: PieceIndex,
+    serial: u64,
+    /// The piece's, in the torrent's stream.
+    start: u64,
+    /// By where they begin in the piece.
+    blocks: Vec<(u32, Buffer)>,
+}
+
+impl Spill {
+    fn execute(self, storage: &Storage) -> Result<Done, StorageError> {
+        let adjacent = |a: &(u32, Buffer), b: &(u32, Buffer)| u64::from(a.0) + a.1.len() as u64 == u64::from(b.0);
+        for group in self.blocks.chunk_by(adjacent) {
+            let slices: Vec<IoSlice<'_>> = group.iter().map(|(_, buffer)| IoSlice::new(buffer)).collect();
+            if let Some((begin, _)) = group.first() {
+                storage.write_vectored(self.start + u64::from(*begin), &slices)?;
+            }
+        }
+        let begins = self.blocks.iter().map(|(begin, _)| *begin).collect();
+        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Spill { begins } })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pool::BufferPool;
+    use super::super::storage::test_storage::{TestStorage, content};
+    use super::*;
+    use crate::wire::layout::{BLOCK_BYTES, RawBlock};
+    use proptest::prelude::*;
+    use rand::rngs::SmallRng;
+    use rand::seq::SliceRandom;
+    use rand::{Rng, SeedableRng};
+    use sha1::{Digest, Sha1};
+
+    /// One torrent being put together; `len` bytes in pieces of `piece_bytes`.
+    struct Bench {
+        test: TestStorage,
+        layout: Layout,
+        content: Vec<u8>,
+        checks: Vec<PieceCheck>,
+        pool: BufferPool,
+        assembly: Assembly,
+    }
+
+    impl Bench {
+        fn new(len: usize, piece_bytes: usize) -> Bench {
+            let content = content(len);
+            let layout = Layout::new(len as u64, piece_bytes as u64).unwrap();
+            let checks =
+                content.chunks(piece_bytes).map(|piece| PieceCheck::Sha1(Sha1::digest(piece).into())).collect();
+            let test = TestStorage::single(len as u64);
+            let pool = BufferPool::new(64 << 20);
+            Bench { test, layout, content, checks, pool, assembly: Assembly::new(layout) }
+        }
+
+        fn block(&self, piece: u32, begin: u32, len: u32) -> Block {
+            self.layout.block(RawBlock { piece, begin, len }).unwrap()
+        }
+
+        fn insert(&mut self, block: Block) -> Inserted {
+            let from = self.layout.piece_start(block.piece()) as usize + block.begin() as usize;
+            let mut buffer = self.pool.try_take(block.len() as usize).unwrap();
+            buffer.copy_from_slice(&self.content[from..from + block.len() as usize]);
+            self.assembly.insert(block, buffer)
+        }
+
+        fn insert_nth(&mut self, piece: u32, nth: std::ops::Range<u32>) {
+            for nth in nth {
+                let piece = self.layout.piece(piece).unwrap();
+                let block = self.layout.nth_block(piece, nth, BLOCK_BYTES).unwrap();
+                assert_eq!(self.insert(block), Inserted::Kept);
+            }
+        }
+
+        fn execute(&self, work: Work) -> Done {
+            let check = self.checks[work.piece().as_usize()];
+            work.execute(&self.test.storage, &check).unwrap()
+        }
+
+        fn piece(&self, piece: u32) -> PieceIndex {
+            self.layout.piece(piece).unwrap()
+        }
+
+        fn run(&mut self, piece: PieceIndex, under_pressure: bool) -> Option<Outcome> {
+            let work = self.assembly.next_work(piece, under_pressure)?;
+            let done = self.execute(work);
+            Some(self.assembly.done(done))
+        }
+
+        fn on_disk(&self) -> Vec<u8> {
+            std::fs::read(self.test.part()).unwrap()
+        }
+    }
+
+    const KIB: usize = 1024;
+
+    #[test]
+    fn a_piece_is_taken_when_its_last_block_comes_and_written_if_right() {
+        let mut bench = Bench::new(150 * KIB, 64 * KIB);
+        let last = bench.piece(2);
+        bench.insert_nth(2, 1..2);
+        assert!(bench.run(last, false).is_none());
+        assert_eq!(bench.assembly.bytes_in_memory(), 22 * KIB - 16 * KIB);
+        bench.insert_nth(2, 0..1);
+        assert_eq!(bench.run(last, false), Some(Outcome::Verified(last)));
+        assert_eq!(bench.on_disk()[128 * KIB..], bench.content[128 * KIB..]);
+        assert_eq!((bench.assembly.pieces().count(), bench.pool.in_use_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn a_wrong_piece_leaves_nothing_behind() {
+        let mut bench = Bench::new(64 * KIB, 64 * KIB);
+        bench.content[5] ^= 1;
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 0..4);
+        assert_eq!(bench.run(piece, false), Some(Outcome::Wrong(piece)));
+        assert!(!bench.test.part().exists());
+        assert_eq!((bench.assembly.pieces().count(), bench.pool.in_use_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn whatever_overlaps_is_a_duplicate_in_every_state() {
+        let mut bench = Bench::new(1 << 20, 1 << 20);
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 0..16);
+        bench.insert_nth(0, 20..21);
+        let run = bench.assembly.take_run(piece).unwrap();
+        assert_eq!(run.span(), 0..RUN_BYTES);
+        let spill = bench.assembly.spill(piece).unwrap();
+        for (begin, len) in [(0, 16_384), (255 << 10, 2_048), (320 << 10, 16_384), (319 << 10, 1_025), (335 << 10, 9)] {
+            let block = bench.block(0, begin, len);
+            assert_eq!(bench.insert(block), Inserted::Duplicate, "{begin} {len}");
+        }
+        for work in [Work::Run(run), Work::Spill(spill)] {
+            let done = bench.execute(work);
+            assert_eq!(bench.assembly.done(done), Outcome::Pending(piece));
+        }
+        let again = bench.block(0, 320 << 10, 16_384);
+        assert_eq!(bench.insert(again), Inserted::Duplicate);
+        let free = bench.block(0, 256 << 10, 64 << 10);
+        assert_eq!(bench.insert(free), Inserted::Kept);
+        assert_eq!(bench.pool.in_use_bytes(), 128 << 10, "duplicates are dropped");
+    }
+
+    #[test]
+    fn a_long_piece_goes_in_runs_without_pressure_and_a_short_one_does_not() {
+        let mut bench = Bench::new(9 << 20, 8 << 20);
+        let (long, short) = (bench.piece(0), bench.piece(1));
+        bench.insert_nth(0, 0..15);
+        assert!(bench.assembly.next_work(long, false).is_none(), "less than a run");
+        bench.insert_nth(0, 15..17);
+        assert_eq!(bench.run(long, false), Some(Outcome::Pending(long)));
+        assert_eq!(bench.on_disk()[..17 * 16 * KIB], bench.content[..17 * 16 * KIB]);
+        bench.insert_nth(1, 0..16);
+        assert!(bench.assembly.next_work(short, false).is_none());
+        assert_eq!(bench.run(short, true), Some(Outcome::Pending(short)));
+        bench.insert_nth(1, 16..64);
+        assert_eq!(bench.run(short, false), Some(Outcome::Verified(short)), "begun in runs, it goes on so");
+    }
+
+    #[test]
+    fn relief_empties_memory_and_what_was_spilled_still_counts() {
+        let mut bench = Bench::new(1 << 20, 1 << 20);
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 1..63);
+        while let Some(work) = bench.assembly.relieve() {
+            let done = bench.execute(work);
+            assert_eq!(bench.assembly.done(done), Outcome::Pending(piece));
+        }
+        assert_eq!((bench.assembly.bytes_in_memory(), bench.pool.in_use_bytes()), (0, 0));
+        bench.insert_nth(0, 0..1);
+        bench.insert_nth(0, 63..64);
+        assert_eq!(bench.run(piece, false), Some(Outcome::Verified(piece)));
+        assert_eq!(bench.on_disk(), bench.content);
+    }
+
+    #[test]
+    fn work_of_an_abandoned_attempt_does_not_touch_the_next_one() {
+        let mut bench = Bench::new(1 << 20, 1 << 20);
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 0..16);
+        let stale = bench.assembly.take_run(piece).unwrap();
+        bench.assembly.abandon(piece);
+        bench.insert_nth(0, 0..1);
+        let done = bench.execute(Work::Run(stale));
+        assert_eq!(bench.assembly.done(done), Outcome::Stale(piece));
+        bench.insert_nth(0, 1..64);
+        assert_eq!(bench.run(piece, false), Some(Outcome::Verified(piece)));
+    }
+
+    #[test]
+    fn a_spilled_block_that_went_bad_on_disk_is_found() {
+        let mut bench = Bench::new(1 << 20, 1 << 20);
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 40..41);
+        let spill = bench.assembly.spill(piece).unwrap();
+        let done = bench.execute(Work::Spill(spill));
+        assert_eq!(bench.assembly.done(done), Outcome::Pending(piece));
+        bench.test.write(40 * 16_384 + 9, &[!bench.content[40 * 16_384 + 9]]);
+        bench.insert_nth(0, 0..40);
+        bench.insert_nth(0, 41..64);
+        assert_eq!(bench.run(piece, false), Some(Outcome::Wrong(piece)));
+    }
+
+    /// Two pieces, their blocks of mixed lengths in any order, pressure coming and going, work that comes back late.
+    fn any_order(seed: u64) {
+        let rng = &mut SmallRng::seed_from_u64(seed);
+        let piece_bytes = rng.random_range(600 * KIB..1_100 * KIB);
+        let mut bench = Bench::new(2 * piece_bytes - 777, piece_bytes);
+        let mut blocks = Vec::new();
+        for piece in bench.layout.pieces() {
+            let (len, mut begin) = (bench.layout.piece_len(piece), 0);
+            while begin < len {
+                let most = [BLOCK_BYTES, 8 * BLOCK_BYTES, 5_000][rng.random_range(0..3)];
+                let block = bench.block(piece.get(), begin, most.min(len - begin));
+                blocks.push(block);
+                begin = block.end();
+            }
+        }
+        blocks.shuffle(rng);
+        let (mut out, mut verified) = (Vec::new(), 0);
+        while verified < 2 {
+            let piece = bench.piece(rng.random_range(0..2));
+            match rng.random_range(0..4) {
+                0 | 1 => {
+                    if let Some(block) = blocks.pop() {
+                        assert_eq!(bench.insert(block), Inserted::Kept);
+                        out.extend(bench.assembly.next_work(block.piece(), rng.random_bool(0.1)));
+                    }
+                }
+                2 if rng.random_bool(0.1) => out.extend(bench.assembly.relieve()),
+                2 => out.extend(bench.assembly.next_work(piece, blocks.is_empty())),
+                _ if out.is_empty() => {}
+                _ => {
+                    let work = out.swap_remove(rng.random_range(0..out.len()));
+                    let done = bench.execute(work);
+                    match bench.assembly.done(done) {
+                        Outcome::Verified(_) => verified += 1,
+                        Outcome::Pending(piece) => out.extend(bench.assembly.next_work(piece, false)),
+                        wrong => panic!("{wrong:?}"),
+                    }
+                }
+            }
+        }
+        assert_eq!(bench.on_disk(), bench.content);
+        assert_eq!((bench.assembly.pieces().count(), bench.pool.in_use_bytes()), (0, 0));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+        #[test]
+        fn in_whatever_order_and_under_whatever_pressure_the_bytes_and_the_digest_are_right(seed: u64) {
+            any_order(seed);
+        }
+    }
+}

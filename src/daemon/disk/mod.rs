@@ -1,0 +1,15 @@
+//! peerd's files: where a torrent's bytes lie, how they get there and how they are known to be right.
+//!
+//! - [`fs`] is the narrow trait behind which a faulty disk can stand; the real one opens everything beneath a root.
+//! - [`storage`] maps one torrent's byte stream to its files, unfinished or in their final place.
+//! - [`check`] hashes pieces, one or all.
+//! - [`pool`] owns the memory that payload passes through.
+//! - [`assembly`] collects the blocks of pieces in progress and says what to hash and write, and when.
+//!
+//! Nothing here is async but the wait for a buffer: calls that touch files belong on blocking threads.
+
+pub mod assembly;
+pub mod check;
+pub mod fs;
+pub mod pool;
+pub mod storage;
