@@ -16,7 +16,7 @@ use super::commit::CommitQueue;
 use super::disk::assembly::Assembly;
 use super::disk::fs::{FileStat, FileSystem};
 use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
-use super::disk::storage::{FdCache, Storage, StorageError};
+use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
 use super::ledger::Ledger;
 use super::options::Options;
@@ -123,6 +123,8 @@ pub enum ActivateError {
     Bitfield(#[from] ChunkError),
     #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
     BitfieldShape(#[from] BitfieldError),
+    #[error("its files cannot be placed: {0}")]
+    Place(#[from] PlaceError),
     #[error("its name cannot be used: {0}")]
     Name(#[from] NameError),
     #[error("{0}")]

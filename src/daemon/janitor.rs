@@ -45,6 +45,11 @@ fn look_after(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
         }
         inner.sessions.is_empty() && inner.book.next_timeout().is_none()
     };
+    // Blocks of pieces that nobody completes just now must not hold the memory that others wait for.
+    while core.pool.under_pressure() {
+        let Some(work) = active.lock().assembly.relieve() else { break };
+        torrent.start_disk_work(core, &active, work);
+    }
     torrent.pass_effects(core, &active);
     unused && torrent.with_status(|status| status.complete)
 }

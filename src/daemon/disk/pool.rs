@@ -42,14 +42,24 @@ impl BufferPool {
     pub fn try_take(&self, len: usize) -> Option<Buffer> {
         let class = class_of(len)?;
         let permit = self.inner.free.clone().try_acquire_many_owned(units_of(class)).ok()?;
-        Some(self.inner.buffer(class, len, permit))
+        Some(self.inner.buffer(class, len, Some(permit)))
     }
 
     /// The same, waiting for room; who came first is served first. Safe to cancel.
     pub async fn take(&self, len: usize) -> Option<Buffer> {
         let class = class_of(len)?;
         let permit = self.inner.free.clone().acquire_many_owned(units_of(class)).await.ok()?;
-        Some(self.inner.buffer(class, len, permit))
+        Some(self.inner.buffer(class, len, Some(permit)))
+    }
+
+    /// A copy of what is already in memory elsewhere: beyond the budget if need be, for as long as it takes to write it.
+    /// `None` when it is longer than any block.
+    pub fn copy_of(&self, bytes: &[u8]) -> Option<Buffer> {
+        let class = class_of(bytes.len())?;
+        let permit = self.inner.free.clone().try_acquire_many_owned(units_of(class)).ok();
+        let mut buffer = self.inner.buffer(class, bytes.len(), permit);
+        buffer.copy_from_slice(bytes);
+        Some(buffer)
     }
 
     /// Bytes handed out (and set aside for who waits), in whole buffers.
@@ -81,7 +91,7 @@ impl Inner {
         (self.units - self.free.available_permits()) * UNIT_BYTES
     }
 
-    fn buffer(self: &Arc<Inner>, class: usize, len: usize, permit: OwnedSemaphorePermit) -> Buffer {
+    fn buffer(self: &Arc<Inner>, class: usize, len: usize, permit: Option<OwnedSemaphorePermit>) -> Buffer {
         let memory = {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             let recycled = idle[class].pop();
@@ -106,7 +116,7 @@ pub struct Buffer {
     len: usize,
     class: usize,
     home: Arc<Inner>,
-    _permit: OwnedSemaphorePermit,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Deref for Buffer {

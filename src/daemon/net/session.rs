@@ -252,14 +252,20 @@ impl<S: PeerStream> Session<S> {
         let work = {
             let mut inner = self.active.lock();
             match inner.swarm.block_received(now, self.handle.id, block) {
-                Receipt::Redundant => None,
-                Receipt::Keep { .. } => {
-                    inner.assembly.insert(block, buffer);
-                    let pressure = self.core.pool.under_pressure();
-                    let work = inner.assembly.next_work(block.piece(), pressure);
-                    work.or_else(|| if pressure { inner.assembly.relieve() } else { None })
+                Receipt::Redundant => return,
+                Receipt::Keep { .. } => drop(inner.assembly.insert(block, buffer)),
+                Receipt::Copy { parts, .. } => {
+                    for part in parts {
+                        let span = (part.begin() - block.begin()) as usize..(part.end() - block.begin()) as usize;
+                        if let Some(copy) = buffer.get(span).and_then(|bytes| self.core.pool.copy_of(bytes)) {
+                            inner.assembly.insert(part, copy);
+                        }
+                    }
                 }
             }
+            let pressure = self.core.pool.under_pressure();
+            let work = inner.assembly.next_work(block.piece(), pressure);
+            work.or_else(|| if pressure { inner.assembly.relieve() } else { None })
         };
         if let Some(work) = work {
             self.torrent.start_disk_work(&self.core, &self.active, work);
