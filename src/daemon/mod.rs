@@ -1,1 +1,4 @@
-//! See ARCHITECTURE.md.
+//! Placeholder.
+
+pub mod identity;
+pub mod trackers;
