@@ -173,3 +173,152 @@ fn host_header(url: &Url) -> String {
         None => host.to_owned(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ed25519_dalek::{Signature, VerifyingKey};
+
+    use super::super::client::Patience;
+    use super::super::testing::{Heard, Server, answer};
+    use super::*;
+    use crate::clock::Time;
+    use crate::wire::auth::{Authorization, signing_text};
+
+    const KEY: InfoHash = InfoHash::new([0xAB; 20]);
+    /// Sun, 06 Nov 1994 08:49:37 GMT.
+    const TRACKERS_TIME: u64 = 784_111_777;
+    const DATE: &str = "Date: Sun, 06 Nov 1994 08:49:37 GMT\r\n";
+
+    struct StoppedClock(u64);
+
+    impl Clock for StoppedClock {
+        fn now(&self) -> Time {
+            Time::ZERO
+        }
+        fn unix_seconds(&self) -> u64 {
+            self.0
+        }
+    }
+
+    fn catalogue(server: &Server, unix_seconds: u64) -> Catalogue {
+        let client = Arc::new(TrackerClient::new(Patience::default()).unwrap());
+        let tracker = OurTracker::new("127.0.0.1", server.address.port());
+        Catalogue::new(client, tracker, Arc::new(StoppedClock(unix_seconds)))
+    }
+
+    /// When the request was signed, if it was, as the tracker checks it.
+    fn signed_at(heard: &Heard, method: &str) -> u64 {
+        let header: Authorization = heard.header("authorization").unwrap().parse().unwrap();
+        let text = signing_text(method, heard.header("host").unwrap(), &KEY, header.unix_seconds);
+        let key = VerifyingKey::from_bytes(&header.key).unwrap();
+        assert!(key.verify_strict(&text, &Signature::from_bytes(&header.signature)).is_ok());
+        header.unix_seconds
+    }
+
+    #[tokio::test]
+    async fn publishing_is_signed_for_the_host_that_is_asked() {
+        let server = Server::http(|heard| {
+            let status = if heard.body == b"d4:info...e" { "201 Created" } else { "200 OK" };
+            answer(status, "", KEY.to_hex().as_bytes())
+        })
+        .await;
+        let (catalogue, signer) = (catalogue(&server, 1_000), Signer::from_seed(&[1; 32]));
+        assert_eq!(catalogue.publish(b"d4:info...e", KEY, &signer).await, Ok(Published::New));
+        assert_eq!(catalogue.publish(b"d4:other..e", KEY, &signer).await, Ok(Published::Known));
+        assert_eq!(catalogue.withdraw(KEY, &signer).await, Ok(()));
+        let heard = server.heard();
+        assert_eq!(heard[0].line, "POST /torrents");
+        assert_eq!(heard[0].header("content-type"), Some("application/x-bittorrent"));
+        assert_eq!(heard[0].header("host"), Some(catalogue.tracker().to_string().as_str()));
+        assert_eq!(
+            (signed_at(&heard[0], "POST"), heard[2].line.as_str()),
+            (1_000, &*format!("DELETE /torrents/{KEY}"))
+        );
+        assert_eq!(signed_at(&heard[2], "DELETE"), 1_000);
+        assert_eq!(catalogue.clock_offset_s(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_for_time_is_answered_once_by_the_trackers_clock() {
+        let server = Server::http(|heard| {
+            let on_time = signed_at(heard, "POST").abs_diff(TRACKERS_TIME) < 600;
+            answer(if on_time { "201 Created" } else { "401 Unauthorized" }, DATE, b"the time is off")
+        })
+        .await;
+        let (catalogue, signer) = (catalogue(&server, TRACKERS_TIME + 7_200), Signer::from_seed(&[1; 32]));
+        assert_eq!(catalogue.publish(b"x", KEY, &signer).await, Ok(Published::New));
+        assert_eq!((server.heard().len(), catalogue.clock_offset_s()), (2, -7_200));
+        assert_eq!(catalogue.publish(b"x", KEY, &signer).await, Ok(Published::New));
+        assert_eq!(server.heard().len(), 3, "the offset is remembered");
+    }
+
+    #[tokio::test]
+    async fn another_refusal_is_not_tried_again() {
+        let server = Server::http(|_| answer("401 Unauthorized", DATE, b"not your publication\n")).await;
+        let signer = Signer::from_seed(&[1; 32]);
+        let refused = TrackerError::Refused { status: Some(401), reason: "not your publication".into() };
+        assert_eq!(catalogue(&server, TRACKERS_TIME + 30).withdraw(KEY, &signer).await, Err(refused.clone()));
+        assert_eq!(server.heard().len(), 1);
+        assert_eq!(catalogue(&server, 0).withdraw(KEY, &signer).await, Err(refused));
+        assert_eq!(server.heard().len(), 3, "once more, and no more");
+    }
+
+    #[tokio::test]
+    async fn unknown_asks_in_portions_and_believes_only_what_it_asked() {
+        let server = Server::http(|heard| {
+            assert_eq!(heard.line, "POST /torrents/unknown");
+            let first = &heard.body[..20];
+            answer("200 OK", "", &[first, first, [0xEE; 20].as_slice()].concat())
+        })
+        .await;
+        let hash = |n: u32| {
+            let mut bytes = [0; 20];
+            bytes[..4].copy_from_slice(&n.to_be_bytes());
+            InfoHash::new(bytes)
+        };
+        let asked: Vec<InfoHash> = (0..MAX_KEYS_ASKED as u32 + 1).map(hash).collect();
+        let missing = catalogue(&server, 0).unknown(&asked).await;
+        assert_eq!(missing, Ok(vec![hash(0), hash(MAX_KEYS_ASKED as u32)]));
+        let sizes: Vec<usize> = server.heard().iter().map(|heard| heard.body.len()).collect();
+        assert_eq!(sizes, [MAX_KEYS_ASKED * 20, 20]);
+
+        let odd = Server::http(|_| answer("200 OK", "", b"[]")).await;
+        assert!(matches!(catalogue(&odd, 0).unknown(&asked).await, Err(TrackerError::BadReply { .. })));
+    }
+
+    #[tokio::test]
+    async fn torrents_searches_and_peers_are_fetched() {
+        let server = Server::http(|heard| match heard.line.as_str() {
+            "GET /search?q=got%205&limit=50&offset=0" => answer("200 OK", "", br#"{"total":3,"hits":[]}"#),
+            line if line.ends_with("/peers") => {
+                let peers = br#"{"total":1,"peers":[{"ip":"10.0.0.1","port":6881,"seeder":true}]}"#;
+                answer("200 OK", "", peers)
+            }
+            line if line == format!("GET /torrents/{KEY}.torrent") => answer("200 OK", "", b"d4:infodee"),
+            _ => answer("404 Not Found", "", b"no such torrent"),
+        })
+        .await;
+        let catalogue = catalogue(&server, 0);
+        assert_eq!(catalogue.search(&SearchQuery::words("got 5")).await.map(|reply| reply.total), Ok(3));
+        let other = catalogue.search(&SearchQuery::words("other")).await.unwrap_err();
+        assert!(other.is_not_found());
+        let peers = catalogue.peers(KEY).await.unwrap();
+        assert_eq!((peers.total, peers.peers[0].port), (1, 6881));
+        assert_eq!(catalogue.fetch_torrent(KEY).await, Ok(b"d4:infodee".to_vec()));
+        let missing = catalogue.fetch_torrent(InfoHash::new([0; 20])).await.unwrap_err();
+        assert!(missing.is_not_found() && missing.to_string() == "refused (404): no such torrent", "{missing}");
+    }
+
+    #[tokio::test]
+    async fn a_torrent_beyond_the_cap_and_a_page_in_place_of_json_are_bad_replies() {
+        let server = Server::http(|heard| {
+            let page = b"<html>".to_vec();
+            answer("200 OK", "", &if heard.line.contains("/search") { page } else { vec![0; MAX_TORRENT_BYTES + 1] })
+        })
+        .await;
+        let catalogue = catalogue(&server, 0);
+        let bad = |error: TrackerError| matches!(error, TrackerError::BadReply { .. });
+        assert!(bad(catalogue.fetch_torrent(KEY).await.unwrap_err()));
+        assert!(bad(catalogue.search(&SearchQuery::words("")).await.unwrap_err()));
+    }
+}
