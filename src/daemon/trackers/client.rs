@@ -46,6 +46,9 @@ impl Default for Patience {
     }
 }
 
+/// A host's addresses, and since when they are known.
+type LookedUp = (Vec<SocketAddr>, Instant);
+
 /// The client of all trackers. Cheap to ask from many tasks at once; how many that are is the schedule's affair.
 pub struct TrackerClient {
     http: Http,
@@ -53,7 +56,7 @@ pub struct TrackerClient {
     patience: Patience,
     /// Until when our tracker is asked by HTTP alone.
     http_until: Mutex<HashMap<OurTracker, Instant>>,
-    addresses: Mutex<HashMap<(String, u16), (Vec<SocketAddr>, Instant)>>,
+    addresses: Mutex<HashMap<(String, u16), LookedUp>>,
 }
 
 impl TrackerClient {
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_addresss_own_query_is_kept_and_scrape_follows_from_it() {
+    async fn the_query_of_the_address_is_kept_and_scrape_follows_from_it() {
         let entry = ScrapeEntry { seeders: 5, completed: 6, leechers: 7 };
         let key = request().info_hash;
         let server = Server::http(move |heard| {
