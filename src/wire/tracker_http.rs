@@ -310,6 +310,14 @@ pub fn decode_scrape_response(body: &[u8]) -> Result<Vec<(InfoHash, ScrapeEntry)
     Ok(entries.take(MAX_SCRAPE_HASHES).collect())
 }
 
+/// The reason, if the body is a tracker's refusal: some send it with an HTTP status of failure.
+pub fn failure_reason(body: &[u8]) -> Option<String> {
+    match reply_dict(body) {
+        Err(ReplyError::Failure(reason)) => Some(reason),
+        _ => None,
+    }
+}
+
 fn reply_dict(body: &[u8]) -> Result<Dict<'_>, ReplyError> {
     // Trackers written as web pages end their bodies with a line feed or two.
     let (value, _) = bencode::decode_prefix(body, &REPLY_LIMITS)?;
