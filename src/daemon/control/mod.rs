@@ -199,7 +199,7 @@ async fn serve_connection<E: Engine>(
         let mut reply = Reply { stream: &mut stream, request_id };
         let answer = match request {
             Ok(request) => engine.handle(request, &mut reply).await.unwrap_or_else(Answer::Failed),
-            Err(refusal) => refusal,
+            Err(refusal) => refusal.into(),
         };
         reply.write(&answer, true).await?;
     }

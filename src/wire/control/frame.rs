@@ -96,12 +96,29 @@ impl FrameDecoder {
     }
 }
 
+/// Why a request is not carried out; the answer that it gets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Of an unknown kind or version.
+    Unsupported(Unsupported),
+    /// It cannot be read.
+    Malformed(Failure),
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Answer {
+        match refusal {
+            Refusal::Unsupported(unsupported) => Answer::Unsupported(unsupported),
+            Refusal::Malformed(failure) => Answer::Failed(failure),
+        }
+    }
+}
+
 /// A request as it came, for the daemon.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Received {
     pub request_id: u32,
-    /// Or the answer that it deserves, when it is none that we could carry out.
-    pub request: Result<Request, Answer>,
+    pub request: Result<Request, Refusal>,
 }
 
 /// Puts requests together: chunks of a `.torrent`, then the frame that is marked last.
@@ -110,7 +127,7 @@ pub struct RequestDecoder {
     frames: FrameDecoder,
     request_id: u32,
     torrent: Vec<u8>,
-    refused: Option<Answer>,
+    refused: Option<Refusal>,
 }
 
 impl RequestDecoder {
@@ -146,8 +163,8 @@ impl RequestDecoder {
         Ok(None)
     }
 
-    fn take_frame(&mut self, frame: &Frame) -> Result<Option<Request>, Answer> {
-        let unsupported = || Answer::Unsupported(Unsupported { kind: frame.kind, version: VERSION });
+    fn take_frame(&mut self, frame: &Frame) -> Result<Option<Request>, Refusal> {
+        let unsupported = || Refusal::Unsupported(Unsupported { kind: frame.kind, version: VERSION });
         if frame.version != VERSION {
             return Err(unsupported());
         }
@@ -155,7 +172,8 @@ impl RequestDecoder {
             let bytes = self.torrent.len() + frame.payload.len();
             if bytes > MAX_TORRENT_BYTES {
                 self.torrent = Vec::new();
-                return Err(Answer::Failed(Failure::usage(EncodeError::TorrentTooLong(bytes).to_string())));
+                let message = EncodeError::TorrentTooLong(bytes).to_string();
+                return Err(Refusal::Malformed(Failure::usage(message)));
             }
             self.torrent.extend_from_slice(&frame.payload);
             return Ok(None);
@@ -169,7 +187,7 @@ impl RequestDecoder {
 }
 
 /// Puts the bytes that came ahead into the request that speaks of them.
-fn attach(request: Option<Request>, torrent: Vec<u8>) -> Result<Request, Answer> {
+fn attach(request: Option<Request>, torrent: Vec<u8>) -> Result<Request, Refusal> {
     let mut request = request.ok_or_else(|| malformed("it ends in a chunk"))?;
     match request.what_mut() {
         Some(What::Torrent(bytes)) => *bytes = torrent,
@@ -179,8 +197,8 @@ fn attach(request: Option<Request>, torrent: Vec<u8>) -> Result<Request, Answer>
     Ok(request)
 }
 
-fn malformed(what: &str) -> Answer {
-    Answer::Failed(Failure::usage(format!("a request that cannot be read: {what}")))
+fn malformed(what: &str) -> Refusal {
+    Refusal::Malformed(Failure::usage(format!("a request that cannot be read: {what}")))
 }
 
 /// An answer's frame as it came, for `peerctl`.
@@ -315,7 +333,7 @@ mod tests {
         }
         decoder.push(&encode_request(1, &Request::Show(What::Torrent(vec![]))).unwrap());
         let received = decoder.next_request().unwrap().unwrap();
-        assert!(matches!(received.request, Err(Answer::Failed(failure)) if failure.message.contains(".torrent")));
+        assert!(matches!(received.request, Err(Refusal::Malformed(failure)) if failure.message.contains(".torrent")));
         decoder.push(&encode_request(2, &Request::List).unwrap());
         assert_eq!(decoder.next_request(), Ok(Some(Received { request_id: 2, request: Ok(Request::List) })));
     }
@@ -353,13 +371,13 @@ mod tests {
         decoder.push(&unknown);
         assert_eq!(decoder.next_request(), Ok(None), "the answer waits for the frame marked last");
         decoder.push(&end_frame(begin_frame(5, 0x00AB | LAST)).unwrap());
-        let unsupported = Answer::Unsupported(Unsupported { kind: 0x00AA, version: VERSION });
+        let unsupported = Refusal::Unsupported(Unsupported { kind: 0x00AA, version: VERSION });
         assert_eq!(decoder.next_request(), Ok(Some(Received { request_id: 5, request: Err(unsupported) })));
 
         let mut other_version = encode_request(6, &Request::List).unwrap();
         other_version[5] = 2;
         decoder.push(&other_version);
-        let unsupported = Answer::Unsupported(Unsupported { kind: 2, version: VERSION });
+        let unsupported = Refusal::Unsupported(Unsupported { kind: 2, version: VERSION });
         assert_eq!(decoder.next_request(), Ok(Some(Received { request_id: 6, request: Err(unsupported) })));
 
         decoder.push(&encode_request(7, &Request::List).unwrap());
@@ -376,12 +394,12 @@ mod tests {
         };
         assert_eq!(ask(&payload), Ok(get.clone()));
         for cut in 0..payload.len() {
-            assert!(matches!(ask(&payload[..cut]), Err(Answer::Failed(_))), "cut at {cut}");
+            assert!(matches!(ask(&payload[..cut]), Err(Refusal::Malformed(_))), "cut at {cut}");
         }
-        assert!(matches!(ask(&[&payload[..], &[0]].concat()), Err(Answer::Failed(_))));
+        assert!(matches!(ask(&[&payload[..], &[0]].concat()), Err(Refusal::Malformed(_))));
         // Words said to be 2^32-1 bytes long.
-        assert!(matches!(ask(&[2, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F, b'x']), Err(Answer::Failed(_))));
-        assert!(matches!(ask(&[0x7F]), Err(Answer::Failed(_))));
+        assert!(matches!(ask(&[2, 0xFF, 0xFF, 0xFF, 0xFF, 0x0F, b'x']), Err(Refusal::Malformed(_))));
+        assert!(matches!(ask(&[0x7F]), Err(Refusal::Malformed(_))));
     }
 
     #[test]
@@ -389,9 +407,9 @@ mod tests {
         let chunk = end_frame([begin_frame(4, CHUNK), b"d".to_vec()].concat()).unwrap();
         let list = encode_request(4, &Request::List).unwrap();
         let refused = request_of(&[&chunk[..], &list].concat()).unwrap().unwrap().request;
-        assert!(matches!(refused, Err(Answer::Failed(_))));
+        assert!(matches!(refused, Err(Refusal::Malformed(_))));
         let last = end_frame([begin_frame(4, CHUNK | LAST), b"d".to_vec()].concat()).unwrap();
-        assert!(matches!(request_of(&last).unwrap().unwrap().request, Err(Answer::Failed(_))));
+        assert!(matches!(request_of(&last).unwrap().unwrap().request, Err(Refusal::Malformed(_))));
         // Chunks of a request that was given up do not reach the next one.
         let show = encode_request(5, &Request::Show(What::Torrent(b"e".to_vec()))).unwrap();
         let received = request_of(&[&chunk[..], &show].concat()).unwrap().unwrap();

@@ -128,7 +128,7 @@ pub fn shown() -> Shown {
             have_bytes: 1_048_577,
             pieces_have: 17,
             origin: Origin::InPlace,
-            error: None,
+            error: Some("short read".into()),
         }),
     }
 }
@@ -139,7 +139,7 @@ pub fn files() -> Vec<FileRow> {
 
 pub fn swarm() -> Swarm {
     let peers = vec![SwarmPeer { ip: "2001:db8::1".parse().unwrap(), port: 6881, seeder: true }];
-    Swarm { total: 5, peers, error: None }
+    Swarm { total: 5, peers, error: Some("no answer".into()) }
 }
 
 pub fn status() -> Status {
