@@ -1,3 +1,11 @@
 //! Every integration test, one binary.
 
+mod bad_input;
+mod interop;
+mod resume;
+mod story;
+mod support;
+mod swarm;
 mod tidy;
+mod tracker;
+mod watch;

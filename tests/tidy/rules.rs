@@ -150,7 +150,10 @@ fn everywhere(path: &Path, text: &str, violations: &mut Vec<Violation>) {
 }
 
 /// Calls `f` with every identifier and its neighbours in the same group.
-fn scan(tokens: TokenStream, f: &mut dyn FnMut(Option<&TokenTree>, &proc_macro2::Ident, Option<&TokenTree>)) {
+fn scan<F>(tokens: TokenStream, f: &mut F)
+where
+    F: FnMut(Option<&TokenTree>, &proc_macro2::Ident, Option<&TokenTree>),
+{
     let tokens: Vec<TokenTree> = tokens.into_iter().collect();
     for (i, token) in tokens.iter().enumerate() {
         match token {
