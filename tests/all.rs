@@ -8,4 +8,5 @@ mod support;
 mod swarm;
 mod tidy;
 mod tracker;
+mod units;
 mod watch;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use crate::support::content::{MIB, assert_same, drop_in};
 use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker};
+use crate::support::process::run;
 use crate::support::{gate, secs, wait_until};
 
 #[test]
@@ -43,6 +44,30 @@ fn three_downloads_from_two_sources_while_one_goes_out() {
         let sent = peer.host.carried().sent - before;
         assert!(sent > 4 * MIB, "{} sent {sent} bytes of 24 MiB", peer.name);
     }
+}
+
+#[test]
+fn everything_goes_over_ipv6_too() {
+    let _turn = gate::heavy();
+    let folder = crate::support::folder();
+    let net = Net::new(3);
+    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("A"));
+    for host in &net.hosts[1..] {
+        let address = format!("{}/15", host.ip);
+        let mut ip = host.command("ip");
+        run(ip.args(["addr", "del", &address, "dev", "eth0"]), secs(10)).expect_success();
+    }
+    let args = [&*net.hosts[0].ip6.to_string(), "6969"];
+    let [b, c] = ["B", "C"]
+        .map(|name| Peer::start_with(&net.hosts[usize::from(name.as_bytes()[0] - b'A')], folder.path(), name, &args));
+    let original = drop_in(&b.upload(), "six.bin", 6, 4 * MIB);
+    let hit = tracker.wait_hit("six.bin", secs(20));
+    c.fetch("six.bin", secs(30));
+    assert_same(&original, &c.downloads().join("six.bin"));
+    let key = hit["key"].as_str().expect("a key");
+    wait_until(secs(10), "both are listed", || tracker.peers_of(key) == 2);
+    c.ctl(&["leave"]).expect_success();
+    assert_eq!(tracker.peers_of(key), 1);
 }
 
 #[test]

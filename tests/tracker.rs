@@ -6,6 +6,8 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 use crate::support::content::MIB;
 use crate::support::process::Process;
 use crate::support::{TRACKERD, gate, secs, wait_until};
@@ -128,6 +130,9 @@ fn a_thousand_http_connections_and_ten_thousand_udp_announces_a_second() {
     let _turn = gate::alone();
     let folder = crate::support::folder();
     let (process, address) = start(folder.path());
+    // Ours alone: trackerd has been started and raises its own.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("raise the limit of open files");
     let stop = AtomicBool::new(false);
     let ((sent, answered), slowest) = std::thread::scope(|scope| {
         let flood = scope.spawn(|| flood(address, &stop));

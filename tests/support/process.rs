@@ -16,7 +16,6 @@ pub struct Output {
     pub stdout: Vec<u8>,
     pub stderr: Vec<u8>,
     pub command: String,
-    pub took: Duration,
 }
 
 impl Output {
@@ -91,7 +90,6 @@ pub fn run(command: &mut Command, limit: Duration) -> Output {
         stdout: read(&mut stdout),
         stderr: read(&mut stderr),
         command: shown,
-        took: start.elapsed(),
     };
     assert!(status.is_some(), "{}: not done within {limit:?}\n{}{}", output.command, output.text(), output.errors());
     output
