@@ -243,7 +243,7 @@ impl Peer {
     /// How many sessions it serves at this moment.
     #[track_caller]
     pub fn served(&self) -> usize {
-        self.sessions().iter().filter(|session| session["we_choke"] == false).count()
+        self.sessions().iter().filter(|session| session["am_choking"] == false).count()
     }
 }
 

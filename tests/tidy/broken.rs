@@ -65,6 +65,7 @@ fn pure_rooms_do_no_io() {
         breaks(Rule::Pure, "src/swarm/a.rs", code);
     }
     holds("src/daemon/a.rs", "use std::fs; use tokio::net::TcpStream;");
+    holds("src/wire/a.rs", "use std::os::unix::ffi::OsStrExt;");
     holds("src/wire/a.rs", "use std::net::{IpAddr, SocketAddr}; use std::io::{Read, Error};");
     holds("src/wire/a.rs", "fn f(fs: u8) -> u8 { let tokio = fs; tokio + fs }");
 }
@@ -113,6 +114,9 @@ fn pure_rooms_draw_no_ambient_randomness() {
     ] {
         breaks(Rule::Pure, "src/swarm/a.rs", code);
     }
+    breaks(Rule::Pure, "src/swarm/a.rs", "use std::collections::HashMap as Map;");
+    breaks(Rule::Pure, "src/swarm/a.rs", "use std::collections; fn f(_: collections::HashSet<u8>) {}");
+    holds("src/swarm/a.rs", "use std::collections::{BTreeMap, VecDeque};");
     holds("src/swarm/a.rs", "use rand::{Rng, SeedableRng, rngs::SmallRng}; fn f(r: &mut SmallRng) {}");
 }
 

@@ -45,7 +45,13 @@ const IMPURE: &[&str] = &[
     "std::net::TcpStream",
     "std::net::ToSocketAddrs",
     "std::net::UdpSocket",
-    "std::os",
+    "std::os::fd",
+    "std::os::linux",
+    "std::os::unix::fs",
+    "std::os::unix::io",
+    "std::os::unix::net",
+    "std::os::unix::process",
+    "std::os::unix::thread",
     "std::process",
     "std::thread",
     "std::time::Instant",
@@ -65,6 +71,9 @@ const IMPURE: &[&str] = &[
     "crate::clock::Clock",
     "crate::clock::SystemClock",
 ];
+
+/// What the rules of the game may not name besides: their order differs from run to run.
+const UNORDERED: &[&str] = &["std::collections::HashMap", "std::collections::HashSet"];
 
 /// Functions that draw from the machine's randomness, whatever type they are called on.
 const AMBIENT_SEEDS: &[&str] = &["from_entropy", "from_os_rng", "try_from_os_rng"];
@@ -237,6 +246,9 @@ impl<'a> Walk<'a> {
             |prefix: &str| text.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"));
         if PURE_ROOMS.contains(&self.room) && IMPURE.iter().any(|prefix| begins(prefix)) {
             self.add(line, Rule::Pure, format!("a pure room names {text}"));
+        }
+        if self.room == "swarm" && UNORDERED.iter().any(|prefix| begins(prefix)) {
+            self.add(line, Rule::Pure, format!("{text} is walked in an order that differs from run to run"));
         }
         if begins("sled") && self.room != "db" {
             self.add(line, Rule::Sled, format!("{text} outside src/db"));
