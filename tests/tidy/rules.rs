@@ -14,8 +14,11 @@ const FUNCTION_LINES: usize = 70;
 /// Lines of a file before its `#[cfg(test)] mod`.
 const FILE_LINES: usize = 800;
 
-/// Files that may say `unsafe`, each for a reason that was measured. None so far.
-const UNSAFE_FILES: &[&str] = &[];
+/// Files that may say `unsafe`, each for a reason that stands here.
+const UNSAFE_FILES: &[&str] = &[
+    // fcntl(F_SETLEASE) alone tells whether somebody still writes a file, and no crate wraps it.
+    "src/daemon/watch/lease.rs",
+];
 
 const PURE_ROOMS: &[&str] = &["wire", "swarm"];
 
