@@ -9,12 +9,12 @@ use crate::support::peer::{Peer, Tracker, at_home, peerctl, peerd};
 use crate::support::process::{run, signal};
 use crate::support::{TRACKERD, gate, secs, wait_until};
 
-/// A tracker, and peers that use it.
+/// A tracker, and peers that use it. The folder goes last: processes and their logs lie in it.
 struct Scene {
-    folder: tempfile::TempDir,
     tracker: Tracker,
     peers: Vec<Peer>,
     net: Net,
+    folder: tempfile::TempDir,
 }
 
 /// With one host more than it takes.
@@ -25,7 +25,7 @@ fn scene(peers: usize) -> Scene {
     let peers = (1..=peers)
         .map(|index| Peer::start(&net.hosts[index], folder.path(), &format!("peer {index}"), &tracker))
         .collect();
-    Scene { folder, tracker, peers, net }
+    Scene { tracker, peers, net, folder }
 }
 
 /// A single-file torrent of `length` bytes in pieces of 64 KiB, its hashes all zero, with `root` among its root keys.
@@ -226,10 +226,12 @@ fn a_tracker_that_lost_everything_fills_again() {
     scene.tracker.wait_hit("kept.bin", secs(20));
     scene.tracker.process.kill9();
     fs::remove_dir_all(scene.tracker.home.join("tracker")).expect("lose everything");
-    // Long enough for peerd to find it gone.
-    std::thread::sleep(secs(2));
+    // Something to say to the tracker while it is gone, so that peerd finds it out before the next announce is due.
+    drop_in(&scene.peers[0].upload(), "new.bin", 2, MIB);
+    std::thread::sleep(secs(3));
     scene.tracker.restart();
-    scene.tracker.wait_hit("kept.bin", secs(150));
+    scene.tracker.wait_hit("new.bin", secs(90));
+    scene.tracker.wait_hit("kept.bin", secs(90));
 }
 
 #[test]

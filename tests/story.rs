@@ -143,9 +143,17 @@ fn the_story() {
     // Machine C searches and fetches, and seeds it too.
     c.types(&join, secs(10)).expect_success();
     let limit = secs(if full_size() { 300 } else { 60 });
-    wait_until(limit, "everything is on the tracker", || catalogue_lines(&a, tracker) == shared.len());
+    wait_until(limit, "everything is on the tracker", || catalogue(&a, tracker).lines().count() == shared.len());
     c.types("peerctl search got", secs(10)).expect_success();
-    c.types("peerctl get got5", limit).expect_success();
+    let said = c.types("peerctl get got5", limit).expect_success();
+    let bar = said.text() + &said.errors();
+    assert!(!bar.contains(['\r', '\x1b']), "a progress bar that is no terminal's is plain lines: {bar:?}");
+    let shown = c.types("peerctl show got5.mp4", secs(10)).expect_success().text();
+    let first: Vec<&str> = shown.lines().take(4).filter_map(|line| line.split(&[' ', ':'][..]).next()).collect();
+    assert_eq!(first, ["Name", "Key", "size", "n_parts"]);
+    let key = c.hits("got5")[0]["key"].as_str().expect("a key").to_string();
+    let line = format!("Name : got5 type: mp4 tor : {key}.torrent");
+    assert!(catalogue(&a, tracker).lines().any(|known| known == line), "search_content.txt lacks {line:?}");
     assert_same(&b.upload().join("got5.mp4"), &c.home.join("downloads/got5.mp4"));
 
     two_sources(&b, &c, &d, &join, limit);
@@ -160,7 +168,6 @@ fn the_story() {
 
     // Somebody with Transmission.
     let t = person("T", 6);
-    let key = c.hits("got5")[0]["key"].as_str().expect("a key").to_string();
     let line = format!("curl -sS -o got5.torrent http://{tracker}:6969/torrents/{key}.torrent");
     t.types(&line, secs(20)).expect_success();
     let mut client =
@@ -172,10 +179,10 @@ fn the_story() {
     alone(&person("G", 7), &person("H", 8));
 }
 
-/// How many lines search_content.txt has at the tracker.
-fn catalogue_lines(a: &Person, tracker: IpAddr) -> usize {
+/// search_content.txt of the tracker.
+fn catalogue(a: &Person, tracker: IpAddr) -> String {
     let text = a.host.get(&format!("http://{tracker}:6969/search_content.txt")).unwrap_or_default();
-    String::from_utf8(text).expect("search_content.txt is UTF-8").lines().count()
+    String::from_utf8(text).expect("search_content.txt is UTF-8")
 }
 
 /// D gets from B and C at once what both have.

@@ -71,6 +71,24 @@ fn everything_goes_over_ipv6_too() {
 }
 
 #[test]
+fn the_same_file_on_two_machines_is_one_torrent() {
+    let _turn = gate::heavy();
+    let folder = crate::support::folder();
+    let net = Net::new(3);
+    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("A"));
+    let keys = ["B", "C"].map(|name| {
+        let host = &net.hosts[usize::from(name.as_bytes()[0] - b'A')];
+        let peer = Peer::start(host, folder.path(), name, &tracker);
+        drop_in(&peer.upload(), "common.bin", 1, 3 * MIB + 1);
+        let row = peer.wait_state("common.bin", "seeding", secs(20));
+        (row["key"].as_str().expect("a key").to_string(), peer)
+    });
+    assert_eq!(keys[0].0, keys[1].0);
+    wait_until(secs(10), "both are listed", || tracker.peers_of(&keys[0].0) == 2);
+    assert_eq!(tracker.search("common").len(), 1);
+}
+
+#[test]
 fn fifty_leechers_on_one_peer() {
     let _turn = gate::alone();
     let folder = crate::support::folder();

@@ -13,13 +13,13 @@ use crate::support::peer::{Peer, Tracker};
 use crate::support::process::{Process, run, signal};
 use crate::support::{full_size, gate, secs, wait_for, wait_until};
 
-/// A tracker, a peer that shares and one that fetches.
+/// A tracker, a peer that shares and one that fetches. The folder goes last: processes and their logs lie in it.
 struct Scene {
-    folder: tempfile::TempDir,
     tracker: Tracker,
     sharer: Peer,
     fetcher: Peer,
     _net: Net,
+    folder: tempfile::TempDir,
 }
 
 fn scene() -> Scene {
@@ -28,7 +28,7 @@ fn scene() -> Scene {
     let tracker = Tracker::start(&net.hosts[0], &folder.path().join("A"));
     let sharer = Peer::start(&net.hosts[1], folder.path(), "B", &tracker);
     let fetcher = Peer::start(&net.hosts[2], folder.path(), "C", &tracker);
-    Scene { folder, tracker, sharer, fetcher, _net: net }
+    Scene { tracker, sharer, fetcher, _net: net, folder }
 }
 
 impl Scene {
