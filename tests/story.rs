@@ -1,6 +1,7 @@
 //! The story of the README, in its order, as people type it: five peers, a tracker, somebody with Transmission, and
 //! one person alone. It prints every command and its answer.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -163,7 +164,7 @@ fn the_story() {
         assert_same(&b.upload().join("got5.mp4"), &other.home.join("downloads/got5.mp4"));
     }
     killed_and_resumed(&b, &c, limit);
-    everything_else(&b, &e, &shared);
+    everything_else(&b, &e, &shared, limit);
     leaves(&a, &b, &c, &f);
 
     // Somebody with Transmission.
@@ -220,7 +221,7 @@ fn killed_and_resumed(b: &Person, c: &Person, limit: Duration) {
 }
 
 /// E fetches every other file that B shares, by its key, each into a folder of its own.
-fn everything_else(b: &Person, e: &Person, shared: &std::collections::BTreeMap<PathBuf, u64>) {
+fn everything_else(b: &Person, e: &Person, shared: &BTreeMap<PathBuf, u64>, limit: Duration) {
     println!("E$ # every other file, by its key");
     for (path, size) in shared {
         let name = path.file_name().expect("a name").to_string_lossy().into_owned();
@@ -235,7 +236,7 @@ fn everything_else(b: &Person, e: &Person, shared: &std::collections::BTreeMap<P
         });
         let hit = hit.unwrap_or_else(|| panic!("no hit for {}", path.display()));
         let key = hit["key"].as_str().expect("a key");
-        e.quietly(&format!("peerctl get --quiet --to 'copies/{key}' {key}"), secs(120)).expect_success();
+        e.quietly(&format!("peerctl get --quiet --to 'copies/{key}' {key}"), limit).expect_success();
         assert_same(&b.upload().join(path), &e.home.join("copies").join(key).join(&name));
     }
     assert_eq!(e.quietly("peerctl get readme.txt", secs(20)).code, Some(5), "two files are called readme.txt");
