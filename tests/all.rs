@@ -1,1 +1,12 @@
 //! Every integration test, one binary.
+
+mod bad_input;
+mod interop;
+mod resume;
+mod story;
+mod support;
+mod swarm;
+mod tidy;
+mod tracker;
+mod units;
+mod watch;

@@ -1,0 +1,38 @@
+# make run      builds peerd and starts it here with a tracker of its own; share by putting files into upload/
+# make test     installs what is missing (as root) and passes every test
+# make story    the story of README.md at full size
+# make bench    what it costs, measured
+# make install  PREFIX=/usr/local DESTDIR=
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+export CARGO
+
+.PHONY: run test story bench install
+
+run:
+	$(CARGO) build --bins
+	$(CARGO) run --bin peerd -- --own-tracker --foreground
+
+test:
+	scripts/test.sh
+
+story:
+	PEERD_STORY=full scripts/test.sh story::the_story --nocapture
+
+bench:
+	$(CARGO) build --release --bins
+	$(CARGO) bench
+
+install:
+	$(CARGO) build --release --bins
+	install -d '$(DESTDIR)$(PREFIX)/bin' '$(DESTDIR)$(PREFIX)/lib/systemd/system' '$(DESTDIR)$(PREFIX)/lib/sysusers.d'
+	install -m 755 target/release/peerd target/release/trackerd target/release/peerctl '$(DESTDIR)$(PREFIX)/bin'
+	for unit in systemd/*.service; do \
+		sed 's|/usr/local/bin|$(PREFIX)/bin|' "$$unit" >'$(DESTDIR)$(PREFIX)/lib/systemd/system/'"$${unit##*/}" || exit 1; \
+	done
+	for users in systemd/*.sysusers.conf; do \
+		name=$${users##*/}; \
+		install -m 644 "$$users" '$(DESTDIR)$(PREFIX)/lib/sysusers.d/'"$${name%.sysusers.conf}.conf" || exit 1; \
+	done
