@@ -139,8 +139,8 @@ impl Choker {
         if self.entries.is_empty() {
             return None;
         }
-        let regular = self.next_round.min(self.next_optimistic);
-        Some(self.next_turn_end.map_or(regular, |end| end.min(regular)))
+        let optimistic = (self.slots > 1).then_some(self.next_optimistic);
+        [Some(self.next_round), optimistic, self.next_turn_end].into_iter().flatten().min()
     }
 
     /// Brings the entries in line with what is connected, and who holds a slot with who is unchoked.
@@ -418,6 +418,7 @@ mod tests {
                 assert_eq!(view.unchoked, choke, "a decision that changes nothing");
                 view.unchoked = !choke;
             }
+            assert!(self.choker.next_timeout().is_none_or(|at| at > self.now), "reviews without end");
             let most = self.slots + usize::from(self.slots > 1);
             let unchoked = self.unchoked();
             assert!(unchoked.len() <= most, "{unchoked:?} in {most} slots");
@@ -581,9 +582,9 @@ mod tests {
         assert_eq!(world.unchoked(), [0], "50/64 of a piece");
         world.run(25, MIB / 64, &[]);
         assert_eq!(world.unchoked(), [1], "the piece is through");
-        world.run(115, 0, &[]);
+        world.run(110, 0, &[]);
         assert_eq!(world.unchoked(), [1], "it takes nothing");
-        world.run(10, 0, &[]);
+        world.run(15, 0, &[]);
         assert_eq!(world.unchoked(), [0]);
     }
 

@@ -437,6 +437,34 @@ impl Swarm {
     }
 }
 
+#[cfg(test)]
+impl Swarm {
+    /// What must hold between any two calls.
+    pub fn check(&self) {
+        self.picker.check();
+        let mut asked = 0;
+        for session in self.sessions.values() {
+            let down = &session.down;
+            let counted = down.outstanding.iter().filter(|request| !request.late).map(|request| request.block);
+            let incoming = down.incoming.iter().filter(|incoming| !incoming.late).map(|incoming| incoming.block);
+            asked += counted.chain(incoming).map(|block| super::picker::span(block).len()).sum::<usize>();
+            let bytes: u32 = down.outstanding.iter().map(|request| request.block.len()).sum();
+            assert_eq!(down.outstanding_bytes, bytes);
+            assert_eq!(down.late, down.outstanding.iter().filter(|request| request.late).count());
+            let useful = session.pieces.iter_set(self.layout()).filter(|&piece| !self.have().get(piece)).count();
+            assert_eq!(session.useful as usize, useful);
+            assert_eq!(session.we_interested, useful > 0);
+        }
+        assert_eq!(self.picker.asked_units(), asked, "requests counted in the picker and under way");
+        if !self.is_complete() {
+            for piece in self.layout().pieces() {
+                let peers = self.sessions.values().filter(|session| session.pieces.get(piece)).count();
+                assert_eq!(self.availability(piece) as usize, peers, "{piece:?}");
+            }
+        }
+    }
+}
+
 impl VerifiedLog {
     fn end(&self) -> u64 {
         self.dropped + self.pieces.len() as u64
