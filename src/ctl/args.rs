@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 /// Talks to the peerd that runs here.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "peerctl", version, about, after_help = EXIT_CODES)]
+#[command(name = "peerctl", version, after_help = EXIT_CODES)]
 pub struct Args {
     /// The daemon's socket
     #[arg(long, global = true, value_name = "PATH", env = "PEERD_SOCKET")]

@@ -129,45 +129,14 @@ fn io_error(error: io::Error) -> CtlError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire::control::{Failure, RequestDecoder, VERSION, encode_answer, samples};
-    use std::os::unix::net::UnixListener;
-    use std::thread::JoinHandle;
-    use tempfile::TempDir;
-
-    /// A daemon that gives each connection one of these answers.
-    fn serve(dir: &TempDir, answers: Vec<Vec<u8>>) -> (Daemon, JoinHandle<Vec<Request>>) {
-        let path = dir.path().join("s");
-        let listener = UnixListener::bind(&path).unwrap();
-        let thread = std::thread::spawn(move || answers.iter().map(|answer| serve_one(&listener, answer)).collect());
-        (Daemon::new(Some(path)), thread)
-    }
-
-    fn serve_one(listener: &UnixListener, answer: &[u8]) -> Request {
-        let (mut stream, _) = listener.accept().unwrap();
-        let mut decoder = RequestDecoder::default();
-        let mut buffer = [0; 4096];
-        loop {
-            if let Some(received) = decoder.next_request().unwrap() {
-                stream.write_all(answer).unwrap();
-                return received.request.unwrap();
-            }
-            let n = stream.read(&mut buffer).unwrap();
-            assert!(n > 0);
-            decoder.push(&buffer[..n]);
-        }
-    }
-
-    fn frames(answers: &[Answer]) -> Vec<u8> {
-        let last = answers.len() - 1;
-        answers.iter().enumerate().flat_map(|(i, answer)| encode_answer(1, answer, i == last).unwrap()).collect()
-    }
+    use crate::ctl::fake::{frames, serve};
+    use crate::wire::control::{Failure, VERSION, encode_answer, samples};
 
     #[test]
     fn an_answer_of_several_frames_is_read_to_its_end() {
-        let dir = TempDir::new().unwrap();
         let rows = Answer::Torrents(samples::torrent_rows());
-        let (mut daemon, thread) = serve(&dir, vec![frames(&[rows.clone(), rows.clone(), Answer::End])]);
-        let mut answers = daemon.ask(&Request::List).unwrap();
+        let (socket, thread) = serve(vec![frames(&[rows.clone(), rows.clone(), Answer::End])]);
+        let mut answers = Daemon::new(Some(socket)).ask(&Request::List).unwrap();
         assert_eq!(answers.next().unwrap(), Some(rows.clone()));
         assert_eq!(answers.next().unwrap(), Some(rows));
         assert_eq!(answers.next().unwrap(), None);
@@ -177,11 +146,10 @@ mod tests {
 
     #[test]
     fn failures_carry_their_exit_code_and_a_busy_daemon_is_asked_again() {
-        let dir = TempDir::new().unwrap();
         let busy = encode_answer(0, &Answer::Busy, true).unwrap();
         let failed = frames(&[Answer::Failed(Failure::not_found("nobody shares it"))]);
-        let (mut daemon, thread) = serve(&dir, vec![busy, failed]);
-        let error = daemon.ask(&Request::Status).unwrap_err();
+        let (socket, thread) = serve(vec![busy, failed]);
+        let error = Daemon::new(Some(socket)).ask(&Request::Status).unwrap_err();
         assert_eq!((error.exit_code(), error.to_string().as_str()), (4, "nobody shares it"));
         assert_eq!(thread.join().unwrap().len(), 2);
     }
@@ -189,9 +157,8 @@ mod tests {
     #[test]
     fn a_daemon_that_ends_or_speaks_otherwise_is_told_apart() {
         let ask = |answer: Vec<u8>| {
-            let dir = TempDir::new().unwrap();
-            let (mut daemon, thread) = serve(&dir, vec![answer]);
-            let mut answers = daemon.ask(&Request::List)?;
+            let (socket, thread) = serve(vec![answer]);
+            let mut answers = Daemon::new(Some(socket)).ask(&Request::List)?;
             while answers.next()?.is_some() {}
             thread.join().unwrap();
             Ok::<(), CtlError>(())

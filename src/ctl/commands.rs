@@ -289,7 +289,100 @@ fn absolute(path: &Path) -> Result<PathBuf, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ctl::args::Args;
+    use crate::ctl::fake::{frames, serve};
     use crate::wire::control::samples;
+    use clap::{CommandFactory, Parser};
+
+    /// What a command line does with these answers: its result, its output, the requests that the daemon heard.
+    fn run(command_line: &[&str], answers: &[Answer]) -> (Result<(), CtlError>, String, Vec<Request>) {
+        let (socket, thread) = serve(vec![frames(answers)]);
+        let args = Args::try_parse_from([&["peerctl"], command_line].concat()).unwrap();
+        let mut out = Vec::new();
+        let mut session = Session::new(Some(socket), args.json, &mut out);
+        session.terminals = Terminals { stdin: false, stdout: false, stderr: false };
+        let result = session.run(args.command);
+        (result, String::from_utf8(out).unwrap(), thread.join().unwrap())
+    }
+
+    #[test]
+    fn the_command_line_is_as_designed() {
+        Args::command().debug_assert();
+        for wrong in [&["watch"][..], &["get"], &["get", "a", "b"], &["remove", "--yes", "x"], &["pause"]] {
+            assert!(Args::try_parse_from([&["peerctl"], wrong].concat()).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn get_asks_for_an_absolute_folder_and_tells_how_it_goes() {
+        let answers =
+            [Answer::Started(samples::started()), Answer::Progress(samples::progress()), Answer::Done(samples::done())];
+        let (result, out, heard) = run(&["get", "got 5", "--to", "sub dir"], &answers);
+        result.unwrap();
+        assert_eq!(out.lines().count(), 3);
+        assert!(out.ends_with("received in 2.5 s: /d/got5.mp4\n"), "{out}");
+        let to = std::env::current_dir().unwrap().join("sub dir");
+        let what = What::Words("got 5".into());
+        assert_eq!(heard, [Request::Get(Get { what, to: Some(to.into()), detach: false })]);
+
+        assert_eq!(run(&["get", "x", "--quiet"], &answers).1, "");
+        let (result, out, _) = run(&["get", "x", "--detach", "--json"], &answers[..1]);
+        assert!(result.is_ok() && out.contains(r#""event":"started""#), "{out}");
+        let (result, _, _) = run(&["get", "x"], &answers[..1]);
+        assert!(matches!(result, Err(CtlError::Unexpected)), "an answer without its end is no success");
+    }
+
+    #[test]
+    fn without_a_terminal_candidates_end_the_command() {
+        for (answer, code) in [
+            (Answer::Ambiguous(samples::candidates()), 5),
+            (Answer::DidYouMean(samples::candidates()), 4),
+            (Answer::Failed(Failure::not_found("nobody shares it")), 4),
+        ] {
+            for command in ["get", "show", "pause", "resume", "verify", "remove", "peers"] {
+                let (result, out, _) = run(&[command, "got"], std::slice::from_ref(&answer));
+                assert_eq!((result.unwrap_err().exit_code(), out.as_str()), (code, ""), "{command}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_command_asks_for_itself_and_renders_its_answer() {
+        let words = || What::Words("x".into());
+        let cases = [
+            (&["list"][..], Answer::Torrents(samples::torrent_rows()), Request::List),
+            (&["show", "x"], Answer::Shown(samples::shown()), Request::Show(words())),
+            (&["status"], Answer::Status(samples::status()), Request::Status),
+            (&["peers"], Answer::Peers(samples::peer_rows()), Request::Peers(None)),
+            (&["ledger"], Answer::Ledger(samples::ledger_rows()), Request::Ledger),
+            (&["pause", "x"], Answer::Changed(samples::changed()), Request::Pause(words())),
+            (&["resume", "x"], Answer::Changed(samples::changed()), Request::Resume(words())),
+            (&["verify", "x"], Answer::Verified(samples::verified()), Request::Verify(words())),
+            (
+                &["remove", "--data", "x"],
+                Answer::Removed(samples::removed()),
+                Request::Remove(Remove { what: words(), data: true, yes: false }),
+            ),
+            (
+                &["share", "--public", "/"],
+                Answer::Shared(samples::shared()),
+                Request::Share(Share { path: "/".into(), public: true }),
+            ),
+            (&["leave"], Answer::Left(samples::left()), Request::Leave),
+        ];
+        for (command, answer, request) in cases {
+            let (result, text, heard) = run(command, std::slice::from_ref(&answer));
+            result.unwrap();
+            assert!(!text.is_empty());
+            assert_eq!(heard, [request]);
+            let (result, json, _) = run(&[&["--json"], command].concat(), &[answer]);
+            result.unwrap();
+            assert_eq!(json.lines().count(), 1);
+            assert!(serde_json::from_str::<serde_json::Value>(&json).unwrap().is_object(), "{command:?}");
+            let (result, _, _) = run(command, &[Answer::SearchTotal(1)]);
+            assert!(matches!(result, Err(CtlError::Unexpected)), "{command:?} takes another command's answer");
+        }
+    }
 
     #[test]
     fn a_choice_is_a_number_of_the_list() {

@@ -4,6 +4,8 @@ mod args;
 mod client;
 mod commands;
 mod error;
+#[cfg(test)]
+mod fake;
 mod json;
 mod progress;
 mod socket;

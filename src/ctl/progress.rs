@@ -19,8 +19,8 @@ pub(super) enum Reporter {
 impl Reporter {
     pub(super) fn bar() -> Reporter {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(5));
-        let style =
-            ProgressStyle::with_template("{bar:24} {wide_msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+        let style = ProgressStyle::with_template("{prefix:78!}\n{bar:12} {wide_msg}")
+            .unwrap_or_else(|_| ProgressStyle::default_bar());
         bar.set_style(style);
         Reporter::Bar(bar)
     }
@@ -44,7 +44,8 @@ impl Reporter {
             Reporter::Bar(bar) => {
                 bar.set_length(progress.total_bytes);
                 bar.set_position(progress.have_bytes);
-                bar.set_message(escape_for_terminal(&describe(progress)));
+                bar.set_prefix(escape_for_terminal(&title(progress)));
+                bar.set_message(numbers(progress));
                 Ok(())
             }
         }
@@ -96,19 +97,21 @@ impl Lines {
             return Ok(());
         }
         self.last = Some((now, progress.state, tenth));
-        line(out, &describe(progress))
+        line(out, &format!("{}: {}", title(progress), numbers(progress)))
     }
 }
 
-/// Name, percent, bytes, rate, time to go, pieces, peers.
-fn describe(progress: &Progress) -> String {
-    let Progress { name, pieces_have, pieces_total, peers, have_bytes, total_bytes, .. } = progress;
+fn title(progress: &Progress) -> String {
+    format!("{} {}", text::state(progress.state), progress.name)
+}
+
+/// Percent, bytes, rate, time to go, pieces, peers: with a short bar before them they fit 80 columns.
+fn numbers(progress: &Progress) -> String {
+    let Progress { pieces_have, pieces_total, peers, have_bytes, total_bytes, .. } = progress;
     let eta = progress.eta_s.map_or(String::new(), |seconds| format!(", {} left", text::duration(seconds)));
     format!(
-        "{} {name}: {}, {} of {}, {}{eta}, {pieces_have}/{pieces_total} pieces, {peers} peers",
-        text::state(progress.state),
+        "{} of {}, {}{eta}, {pieces_have}/{pieces_total} pieces, {peers} peers",
         text::percent(*have_bytes, *total_bytes),
-        text::bytes(*have_bytes),
         text::bytes(*total_bytes),
         text::rate(progress.rate_bytes_per_s),
     )
@@ -127,10 +130,10 @@ mod tests {
 
     #[test]
     fn a_line_has_everything() {
-        assert_eq!(
-            describe(&samples::progress()),
-            "downloading got5.mp4: 49.9 %, 512.0 KiB of 1.0 MiB, 256.0 KiB/s, 3 s left, 8/17 pieces, 3 peers"
-        );
+        let mut out = Vec::new();
+        Lines::default().progress(&mut out, &samples::progress(), Instant::now()).unwrap();
+        let line = "downloading got5.mp4: 49.9 % of 1.0 MiB, 256.0 KiB/s, 3 s left, 8/17 pieces, 3 peers\n";
+        assert_eq!(String::from_utf8(out).unwrap(), line);
     }
 
     #[test]

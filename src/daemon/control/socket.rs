@@ -103,8 +103,8 @@ impl ControlSocket {
     /// A convenience: where it fails, `peerctl --socket` still works.
     fn link_well_known(&mut self, place: &SocketPlace) {
         let link = match &place.runtime_dir {
-            Some(dir) => well_known_socket(Some(dir), 0),
-            None => match make_private(&place.private_dir) {
+            Some(dir) if dir.is_dir() => well_known_socket(Some(dir), 0),
+            _ => match make_private(&place.private_dir) {
                 Ok(()) => place.private_dir.join("peerd.sock"),
                 Err(error) => return tracing::warn!(%error, "no well-known control socket"),
             },
