@@ -361,6 +361,17 @@ mod tests {
     }
 
     #[test]
+    fn a_root_that_goes_takes_everything_with_it_and_is_said() {
+        let mut watched = Watched::start(dir());
+        fs::create_dir(watched.at("folder")).unwrap();
+        fs::write(watched.at("folder/file"), "x").unwrap();
+        watched.wait_for(&["folder/file"]);
+        fs::remove_dir_all(watched.dir.path()).unwrap();
+        watched.wait_for(&[]);
+        watched.wait_until(|watched| watched.said.iter().any(|event| matches!(event, WatchEvent::Warning(_))));
+    }
+
+    #[test]
     fn dropping_it_ends_the_thread() {
         let mut watched = Watched::start(dir());
         watched.wait_until(Watched::scan_done);

@@ -32,7 +32,7 @@ const MIN_RESCAN_GAP: Duration = Duration::from_secs(1);
 /// How often everything is looked at where notifications cannot be had.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Polling takes at most one part in this many of the thread's time.
-const POLL_SHARE: u32 = 20;
+const POLL_SHARE: u32 = 10;
 /// Paths of which it was said that they are not shared: said once each, so they are remembered.
 const MAX_REPORTED: usize = 10_000;
 /// Files of one directory that are looked at before those that have settled are told.
@@ -207,7 +207,9 @@ impl Shell {
         self.scan(None, cause)?;
         self.scanned = self.clock.now();
         if self.poll_at.is_some() {
-            self.poll_at = Some(self.scanned + POLL_INTERVAL.max(began.elapsed() * POLL_SHARE));
+            // The first scan also waits for its consumer: it says nothing about the next ones.
+            let gap = if at_start { POLL_INTERVAL } else { POLL_INTERVAL.max(began.elapsed() * POLL_SHARE) };
+            self.poll_at = Some(self.scanned + gap);
         }
         Ok(())
     }
