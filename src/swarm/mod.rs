@@ -16,6 +16,8 @@ pub mod picker;
 pub mod rarity;
 pub mod rate;
 mod session;
+#[cfg(test)]
+mod testnet;
 mod torrent;
 mod upload;
 

@@ -10,8 +10,9 @@ use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{BLOCK_BYTES, Block, MAX_BLOCK_BYTES, PieceIndex};
 use crate::wire::message::Message;
 
-/// Asked of a peer before anything is known of it: fills 20 ms at 200 Mbit/s.
-const FIRST_WINDOW_BYTES: u32 = 512 * 1024;
+/// Asked of a peer before anything is known of it. Small: in a flash crowd everybody asks the one seed for different
+/// pieces, and what is asked too early is had late. Slow start makes up for it within a few round trips.
+const FIRST_WINDOW_BYTES: u32 = 4 * BLOCK_BYTES;
 /// Beside what the rate calls for, so that a slow peer always has a block in hand and one on the way.
 const SPARE_WINDOW_BYTES: u32 = 2 * BLOCK_BYTES;
 /// The window holds what the peer sends in this time, or in two round trips if they take longer.
@@ -149,6 +150,7 @@ pub(super) struct Upload {
     pub serving: u32,
     pub rate: ByteRate,
     pub sent_bytes: u64,
+    pub sent_before_unchoke: u64,
 }
 
 #[derive(Debug)]
@@ -381,13 +383,7 @@ impl Download {
 
 impl Window {
     fn new() -> Window {
-        Window {
-            bytes: FIRST_WINDOW_BYTES,
-            slow_start: true,
-            round_rate: 0,
-            round_ends: None,
-            least_delay: None,
-        }
+        Window { bytes: FIRST_WINDOW_BYTES, slow_start: true, round_rate: 0, round_ends: None, least_delay: None }
     }
 
     /// Slow start adds what comes in, so that the window doubles each round trip while the rate grows; then the window

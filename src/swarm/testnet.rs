@@ -1,0 +1,596 @@
+//! Swarms that talk to each other in encoded bytes, on a virtual clock: links with delay and a rate, connections that
+//! break, peers that lie. Every random choice follows from one seed, which each failure names.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::choker::{Choker, UploadSlots};
+use super::*;
+use crate::clock::Time;
+use crate::wire::bitfield::Bitfield;
+use crate::wire::framing::{Frame, Framer};
+use crate::wire::layout::{Block, Layout, MAX_BLOCK_BYTES, PieceIndex};
+use crate::wire::message::encode_piece_header;
+
+/// What a socket holds unsent.
+const SOCKET_BYTES: usize = 16 * 1024;
+
+#[derive(Clone, Copy, PartialEq)]
+enum Manner {
+    Honest,
+    /// Sends noise in this share of its blocks.
+    Poisons(f64),
+    /// Takes requests and answers none.
+    Silent,
+}
+
+#[derive(Clone, Copy)]
+struct Setup {
+    seed: bool,
+    manner: Manner,
+    up_bytes_per_s: u64,
+    fast: bool,
+    max_block_bytes: u32,
+    sequential: bool,
+}
+
+const LEECHER: Setup = Setup {
+    seed: false,
+    manner: Manner::Honest,
+    up_bytes_per_s: 1_000_000,
+    fast: true,
+    max_block_bytes: MAX_BLOCK_BYTES,
+    sequential: false,
+};
+const SEED: Setup = Setup { seed: true, ..LEECHER };
+
+struct Node {
+    setup: Setup,
+    swarm: Swarm,
+    choker: Choker,
+    /// Pieces in progress; a byte is written at most once between two verdicts.
+    slots: BTreeMap<PieceIndex, Vec<Option<u8>>>,
+    verified: BTreeSet<PieceIndex>,
+    uplink_free: Time,
+    tick_at: Option<Time>,
+    complete_at: Option<Time>,
+    faults: Vec<(SessionId, PeerFault)>,
+    /// In sessions that are closed.
+    wasted: u64,
+}
+
+/// One end of a connection; its session id is the connection's number.
+struct End {
+    node: usize,
+    framer: Framer,
+    payload: Option<(Placement, Vec<u8>)>,
+    /// In the socket, not yet on the link.
+    unsent: usize,
+    last_arrival: Time,
+}
+
+struct Conn {
+    ends: [End; 2],
+    open: bool,
+}
+
+enum Event {
+    Bytes {
+        conn: usize,
+        to: usize,
+        bytes: Vec<u8>,
+    },
+    /// The link took bytes off the socket of this end.
+    Sent {
+        conn: usize,
+        from: usize,
+        bytes: usize,
+    },
+    Tick(usize),
+    Connect(usize, usize),
+    Break(usize),
+}
+
+struct Net {
+    seed: u64,
+    rng: SmallRng,
+    now: Time,
+    layout: Layout,
+    delay_ms: std::ops::Range<u64>,
+    /// Mean life of a connection; broken ones are made again after a second.
+    breaks_after_s: Option<f64>,
+    nodes: Vec<Node>,
+    conns: Vec<Conn>,
+    events: BTreeMap<(Time, u64), Event>,
+    event_count: u64,
+}
+
+/// The seed is told when a test fails.
+struct Tell(u64);
+
+impl Drop for Tell {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the net's seed was {}", self.0);
+        }
+    }
+}
+
+fn byte_at(at: u64) -> u8 {
+    (at.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 56) as u8
+}
+
+impl Net {
+    fn new(seed: u64, layout: Layout, setups: &[Setup]) -> Net {
+        let nodes = setups.iter().enumerate().map(|(at, setup)| Node::new(*setup, layout, seed * 100 + at as u64));
+        Net {
+            seed,
+            rng: SmallRng::seed_from_u64(seed),
+            now: Time::from_secs(1_000),
+            layout,
+            delay_ms: 5..30,
+            breaks_after_s: None,
+            nodes: nodes.collect(),
+            conns: Vec::new(),
+            events: BTreeMap::new(),
+            event_count: 0,
+        }
+    }
+
+    fn full_mesh(mut self) -> Net {
+        for a in 0..self.nodes.len() {
+            for b in a + 1..self.nodes.len() {
+                self.after(Duration::from_millis(a as u64 * 7 + b as u64), Event::Connect(a, b));
+            }
+        }
+        self
+    }
+
+    fn after(&mut self, delay: Duration, event: Event) {
+        self.event_count += 1;
+        self.events.insert((self.now + delay, self.event_count), event);
+    }
+
+    /// Until every honest node is complete; panics after `limit_s` virtual seconds. Returns the seconds it took.
+    fn run(&mut self, limit_s: u64) -> f64 {
+        let _tell = Tell(self.seed);
+        let start = self.now;
+        let mut steps = 0u64;
+        while self.nodes.iter().any(|node| node.complete_at.is_none() && !node.swarm.is_complete()) {
+            let Some(((at, _), event)) = self.events.pop_first() else { panic!("nothing left to happen") };
+            self.now = at;
+            let ran = self.now.since(start);
+            assert!(ran < Duration::from_secs(limit_s), "not complete after {ran:?}: {}", self.state());
+            self.step(event);
+            steps += 1;
+            if steps.is_multiple_of(512) {
+                self.nodes.iter().for_each(|node| node.swarm.check());
+            }
+        }
+        for node in &self.nodes {
+            node.swarm.check();
+            assert_eq!(node.swarm.left_bytes(), 0);
+        }
+        self.now.since(start).as_secs_f64()
+    }
+
+    fn state(&self) -> String {
+        let now = self.now;
+        let lines = self.nodes.iter().enumerate().map(|(at, node)| {
+            let reports: Vec<_> = node.swarm.reports(now).map(|report| format!("  {report:?}\n")).collect();
+            format!("{at}: {} of {}\n{}", node.swarm.have().count(), self.layout.piece_count(), reports.concat())
+        });
+        lines.collect()
+    }
+
+    fn step(&mut self, event: Event) {
+        match event {
+            Event::Connect(a, b) => self.connect(a, b),
+            Event::Break(conn) => {
+                let (a, b) = (self.conns[conn].ends[0].node, self.conns[conn].ends[1].node);
+                if self.close(conn) {
+                    self.after(Duration::from_secs(1), Event::Connect(a, b));
+                }
+            }
+            Event::Tick(node) => {
+                let now = self.now;
+                if self.nodes[node].tick_at.is_none_or(|at| at > now) {
+                    return;
+                }
+                self.nodes[node].tick_at = None;
+                self.nodes[node].swarm.handle_timeout(now);
+                if self.nodes[node].choker.next_timeout().is_some_and(|at| at <= now) {
+                    self.nodes[node].review(now);
+                }
+                self.pump(node);
+            }
+            Event::Bytes { conn, to, bytes } => {
+                if !self.conns[conn].open {
+                    return;
+                }
+                self.arrive(conn, to, &bytes);
+                self.serve(conn, to);
+                self.pump(self.conns[conn].ends[to].node);
+            }
+            Event::Sent { conn, from, bytes } => {
+                self.conns[conn].ends[from].unsent -= bytes;
+                self.serve(conn, from);
+                self.pump(self.conns[conn].ends[from].node);
+            }
+        }
+    }
+
+    fn connect(&mut self, a: usize, b: usize) {
+        let conn = self.conns.len();
+        let bitfield_bytes = self.layout.piece_count().div_ceil(8);
+        let end =
+            |node| End { node, framer: Framer::new(bitfield_bytes), payload: None, unsent: 0, last_arrival: self.now };
+        self.conns.push(Conn { ends: [end(a), end(b)], open: true });
+        let fast = self.nodes[a].setup.fast && self.nodes[b].setup.fast;
+        for (me, peer) in [(a, b), (b, a)] {
+            let identity = Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, peer as u8)));
+            let peer_max = self.nodes[peer].setup.max_block_bytes;
+            let node = &mut self.nodes[me];
+            node.swarm.open(self.now, SessionId(conn as u32), SessionInfo { identity, fast });
+            node.swarm.set_peer_extensions(SessionId(conn as u32), Some(500), Some(peer_max), false);
+        }
+        if let Some(mean) = self.breaks_after_s {
+            let life = -mean * self.rng.random_range(0.001f64..1.0).ln();
+            self.after(Duration::from_secs_f64(life), Event::Break(conn));
+        }
+        for side in 0..2 {
+            self.serve(conn, side);
+        }
+        self.pump(a);
+        self.pump(b);
+    }
+
+    fn close(&mut self, conn: usize) -> bool {
+        if !std::mem::replace(&mut self.conns[conn].open, false) {
+            return false;
+        }
+        let id = SessionId(conn as u32);
+        for side in 0..2 {
+            let end = &mut self.conns[conn].ends[side];
+            let node = end.node;
+            if let Some((Placement::Slot(block), bytes)) = end.payload.take() {
+                self.nodes[node].unwrite(block, bytes.len());
+            }
+            self.nodes[node].wasted += self.nodes[node].swarm.report(self.now, id).map_or(0, |it| it.wasted_bytes);
+            self.nodes[node].swarm.close(id);
+        }
+        for side in 0..2 {
+            self.pump(self.conns[conn].ends[side].node);
+        }
+        true
+    }
+
+    /// What the shell does after each batch of calls.
+    fn pump(&mut self, at: usize) {
+        let now = self.now;
+        loop {
+            let node = &mut self.nodes[at];
+            while let Some(effect) = node.swarm.poll_effect() {
+                match effect {
+                    Effect::Close(id, reason) => {
+                        if let CloseReason::Fault(fault) = reason {
+                            node.faults.push((id, fault));
+                        }
+                        self.close(id.0 as usize);
+                        return self.pump(at);
+                    }
+                    Effect::ReviewChoking => node.review(now),
+                    Effect::Complete => node.complete_at = Some(now),
+                }
+            }
+            let mut wakes = Vec::new();
+            node.swarm.take_wakes(&mut wakes);
+            if wakes.is_empty() {
+                break;
+            }
+            for id in wakes {
+                let conn = id.0 as usize;
+                let side = usize::from(self.conns[conn].ends[0].node != at);
+                self.serve(conn, side);
+            }
+        }
+        let node = &mut self.nodes[at];
+        let timers = [node.swarm.next_timeout(), node.choker.next_timeout()];
+        if let Some(next) = timers.into_iter().flatten().min()
+            && node.tick_at.is_none_or(|tick| next < tick)
+        {
+            node.tick_at = Some(next);
+            self.after(next.since(now), Event::Tick(at));
+        }
+    }
+
+    /// Writes what there is into the socket, as far as it has room.
+    fn serve(&mut self, conn: usize, side: usize) {
+        if !self.conns[conn].open {
+            return;
+        }
+        let id = SessionId(conn as u32);
+        let (now, layout) = (self.now, self.layout);
+        let end = &mut self.conns[conn].ends[side];
+        let node = &mut self.nodes[end.node];
+        let mut out = Vec::new();
+        loop {
+            let limit = out.len() + 16 * 1024;
+            if !node.swarm.drain_sends(now, id, &mut out, limit) {
+                break;
+            }
+        }
+        self.transmit(conn, side, out);
+        loop {
+            let end = &self.conns[conn].ends[side];
+            let node = &mut self.nodes[end.node];
+            if node.setup.manner == Manner::Silent || end.unsent >= SOCKET_BYTES {
+                return;
+            }
+            let Some(block) = node.swarm.next_upload(id) else { return };
+            let mut out = encode_piece_header(block.into()).to_vec();
+            let noise = matches!(node.setup.manner, Manner::Poisons(share) if self.rng.random_bool(share));
+            let start = layout.piece_start(block.piece()) + u64::from(block.begin());
+            out.extend((start..start + u64::from(block.len())).map(|at| byte_at(at) ^ u8::from(noise)));
+            node.swarm.upload_done(now, id, block);
+            self.transmit(conn, side, out);
+        }
+    }
+
+    fn transmit(&mut self, conn: usize, side: usize, out: Vec<u8>) {
+        if out.is_empty() {
+            return;
+        }
+        let now = self.now;
+        let end = &mut self.conns[conn].ends[side];
+        let node = &mut self.nodes[end.node];
+        let sending = Duration::from_nanos(out.len() as u64 * 1_000_000_000 / node.setup.up_bytes_per_s);
+        let sent = node.uplink_free.max(now) + sending;
+        node.uplink_free = sent;
+        let delay = Duration::from_millis(self.rng.random_range(self.delay_ms.clone()));
+        let arrival = (sent + delay).max(end.last_arrival);
+        end.last_arrival = arrival;
+        end.unsent += out.len();
+        let bytes = out.len();
+        self.after(sent.since(now), Event::Sent { conn, from: side, bytes });
+        self.after(arrival.since(now), Event::Bytes { conn, to: 1 - side, bytes: out });
+    }
+
+    /// Bytes come in, cut at random.
+    fn arrive(&mut self, conn: usize, side: usize, mut bytes: &[u8]) {
+        while !bytes.is_empty() && self.conns[conn].open {
+            let cut = self.rng.random_range(1..=bytes.len());
+            let (now_part, rest) = bytes.split_at(cut);
+            bytes = rest;
+            self.conns[conn].ends[side].framer.push(now_part);
+            self.read_frames(conn, side);
+        }
+    }
+
+    fn read_frames(&mut self, conn: usize, side: usize) {
+        let id = SessionId(conn as u32);
+        while self.conns[conn].open {
+            let end = &mut self.conns[conn].ends[side];
+            let node = &mut self.nodes[end.node];
+            if let Some((placement, bytes)) = &mut end.payload {
+                let mut chunk = vec![0; end.framer.payload_left() as usize];
+                let got = end.framer.take_payload(&mut chunk);
+                node.write(*placement, bytes.len(), &chunk[..got]);
+                bytes.extend(&chunk[..got]);
+                if end.framer.payload_left() > 0 {
+                    return;
+                }
+                let (placement, bytes) = end.payload.take().unwrap();
+                node.block_done(self.now, id, placement, &bytes, self.layout);
+                continue;
+            }
+            let outcome = match end.framer.next().expect("our own frames are well formed") {
+                None => return,
+                Some(Frame::Message(message)) => node.swarm.receive(self.now, id, message),
+                Some(Frame::Piece(raw)) => node.swarm.place(self.now, id, raw).map(|placement| {
+                    end.payload = Some((placement, Vec::new()));
+                }),
+            };
+            if let Err(fault) = outcome {
+                node.faults.push((id, fault));
+                self.close(conn);
+            }
+        }
+    }
+
+    fn wasted(&self) -> u64 {
+        let open = self.nodes.iter().flat_map(|node| node.swarm.reports(self.now)).map(|report| report.wasted_bytes);
+        open.sum::<u64>() + self.nodes.iter().map(|node| node.wasted).sum::<u64>()
+    }
+}
+
+impl Node {
+    fn new(setup: Setup, layout: Layout, seed: u64) -> Node {
+        let config = SwarmConfig {
+            max_block_bytes: setup.max_block_bytes,
+            window_max_bytes: 8 << 20,
+            sequential: setup.sequential,
+        };
+        let pieces = layout.piece_count();
+        let have = if setup.seed { Bitfield::full(pieces) } else { Bitfield::empty(pieces) };
+        Node {
+            setup,
+            swarm: Swarm::new(config, layout, have, seed),
+            choker: Choker::new(UploadSlots::Default, seed),
+            slots: BTreeMap::new(),
+            verified: BTreeSet::new(),
+            uplink_free: Time::ZERO,
+            tick_at: None,
+            complete_at: None,
+            faults: Vec::new(),
+            wasted: 0,
+        }
+    }
+
+    fn review(&mut self, now: Time) {
+        let (mut views, mut decisions) = (Vec::new(), Vec::new());
+        self.swarm.choker_views(|_| 0, &mut views);
+        self.choker.review(now, &views, &mut decisions);
+        decisions.into_iter().for_each(|decision| self.swarm.set_choke(decision.session, decision.choke));
+    }
+
+    fn write(&mut self, placement: Placement, done: usize, bytes: &[u8]) {
+        let Placement::Slot(block) = placement else { return };
+        let slot = self.slots.entry(block.piece()).or_insert_with(|| vec![None; 1 << 20]);
+        for (place, byte) in slot[block.begin() as usize + done..].iter_mut().zip(bytes) {
+            assert_eq!(place.replace(*byte), None, "two writers in {block:?}");
+        }
+    }
+
+    fn unwrite(&mut self, block: Block, done: usize) {
+        if let Some(slot) = self.slots.get_mut(&block.piece()) {
+            slot[block.begin() as usize..][..done].fill(None);
+        }
+    }
+
+    fn block_done(&mut self, now: Time, id: SessionId, placement: Placement, bytes: &[u8], layout: Layout) {
+        let (Placement::Slot(block) | Placement::Scratch(block)) = placement else { return };
+        let complete = match self.swarm.block_received(now, id, block) {
+            Receipt::Keep { piece_complete } => {
+                assert_eq!(placement, Placement::Slot(block));
+                piece_complete
+            }
+            Receipt::Copy { parts, piece_complete } => {
+                for part in parts {
+                    let from = (part.begin() - block.begin()) as usize;
+                    self.write(Placement::Slot(part), 0, &bytes[from..from + part.len() as usize]);
+                }
+                piece_complete
+            }
+            Receipt::Redundant => false,
+        };
+        if complete {
+            let piece = block.piece();
+            let slot = self.slots.remove(&piece).unwrap();
+            let start = layout.piece_start(piece);
+            let len = layout.piece_len(piece) as usize;
+            assert!(slot[..len].iter().all(Option::is_some), "{piece:?} is called complete and is not");
+            let right = slot[..len].iter().zip(start..).all(|(byte, at)| *byte == Some(byte_at(at)));
+            let given = if right { self.swarm.piece_verified(piece) } else { self.swarm.piece_failed(piece) };
+            assert_eq!(given.iter().map(|given| given.bytes as usize).sum::<usize>(), len);
+            assert!(!right || self.verified.insert(piece), "{piece:?} was fetched twice");
+        }
+    }
+}
+
+fn layout(pieces: u64, piece_bytes: u64) -> Layout {
+    Layout::new(pieces * piece_bytes - 5_000, piece_bytes).unwrap()
+}
+
+#[test]
+fn a_pair_moves_a_torrent_at_the_speed_of_the_link_without_waste() {
+    for (seed, fast, max_block_bytes, sequential) in [
+        (1, true, 128 << 10, false),
+        (2, false, 16 << 10, false),
+        (3, true, 64 << 10, true),
+        (4, false, 16 << 10, true),
+    ] {
+        let setups = [SEED, LEECHER].map(|setup| Setup { fast, max_block_bytes, sequential, ..setup });
+        let mut net = Net::new(seed, layout(40, 256 << 10), &setups).full_mesh();
+        let took = net.run(60);
+        let bound = net.layout.total_bytes() as f64 / 1e6;
+        assert!(took < bound * 1.03 + 0.3, "case {seed}: {took} s where {bound} s would do");
+        assert_eq!(net.wasted(), 0);
+        assert!(net.nodes.iter().all(|node| node.faults.is_empty()));
+    }
+}
+
+#[test]
+fn when_both_are_seeds_they_part() {
+    let mut net = Net::new(5, layout(4, 64 << 10), &[SEED, LEECHER]).full_mesh();
+    net.run(10);
+    while let Some(((at, _), event)) = net.events.pop_first().filter(|((at, _), _)| *at < Time::from_secs(1_020)) {
+        net.now = at;
+        net.step(event);
+    }
+    assert!(!net.conns[0].open);
+}
+
+#[test]
+fn peers_that_take_different_block_sizes_share_pieces() {
+    for seed in 0..4 {
+        let small = Setup { max_block_bytes: 16 << 10, ..SEED };
+        let slow = Setup { up_bytes_per_s: 200_000, ..SEED };
+        let fast = Setup { up_bytes_per_s: 8_000_000, ..SEED };
+        let mut net = Net::new(seed, layout(12, 1 << 20), &[small, slow, fast, LEECHER]).full_mesh();
+        let took = net.run(60);
+        let bound = net.layout.total_bytes() as f64 / 9.2e6;
+        assert!(took < bound * 1.4 + 0.5, "seed {seed}: {took} s where {bound} s would do");
+    }
+}
+
+#[test]
+fn a_slow_peer_does_not_hold_up_the_end() {
+    for seed in 0..4 {
+        let slow = Setup { up_bytes_per_s: 20_000, ..SEED };
+        let mut net = Net::new(seed, layout(40, 256 << 10), &[SEED, slow, LEECHER]).full_mesh();
+        let took = net.run(60);
+        assert!(took < 11.5, "seed {seed}: {took} s where 10.3 s would do");
+        let wasted = net.wasted() as f64 / net.layout.total_bytes() as f64;
+        assert!(wasted < 0.01, "seed {seed}: {wasted} of the content came twice");
+    }
+}
+
+#[test]
+fn a_swarm_whose_connections_break_completes_every_copy() {
+    for seed in 0..6 {
+        let mut setups = [LEECHER; 8];
+        setups[0] = SEED;
+        setups[3].fast = false;
+        setups[5].max_block_bytes = 16 << 10;
+        setups[6].up_bytes_per_s = 100_000;
+        let mut net = Net::new(seed, layout(30, 128 << 10), &setups).full_mesh();
+        net.delay_ms = 1..200;
+        net.breaks_after_s = Some(3.0);
+        net.run(120);
+        for node in net.nodes.iter().skip(1) {
+            assert_eq!(node.verified.len(), 30);
+            assert_eq!(node.faults, [], "seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_flash_crowd_uses_its_uplinks_and_file_order_would_not() {
+    for seed in 0..3 {
+        let ratio = [false, true].map(|sequential| {
+            let mut setups = [Setup { sequential, ..LEECHER }; 8];
+            setups[0] = SEED;
+            let mut net = Net::new(seed, layout(64, 128 << 10), &setups).full_mesh();
+            net.run(120) / (net.layout.total_bytes() as f64 / 1e6)
+        });
+        let [rarest_first, file_order] = ratio;
+        // What is left to win is the seed sending pieces twice before each was sent once.
+        assert!(rarest_first < 1.7, "seed {seed}: {rarest_first} of the fluid bound");
+        assert!(file_order > 1.5 * rarest_first, "seed {seed}: {file_order} in file order, else {rarest_first}");
+    }
+}
+
+#[test]
+fn liars_are_found_and_shut_out_and_nobody_else_is() {
+    for seed in 0..6 {
+        let poisoner = Setup { manner: Manner::Poisons(1.0), ..SEED };
+        let sometimes = Setup { manner: Manner::Poisons(0.1), ..SEED };
+        let silent = Setup { manner: Manner::Silent, ..SEED };
+        let setups = [SEED, poisoner, silent, sometimes, LEECHER, LEECHER];
+        let mut net = Net::new(seed, layout(30, 128 << 10), &setups).full_mesh();
+        net.run(120);
+        for leecher in [4, 5] {
+            for (id, fault) in &net.nodes[leecher].faults {
+                let conn = &net.conns[id.0 as usize];
+                let peer = conn.ends.iter().find(|end| end.node != leecher).unwrap().node;
+                assert!([1, 3].contains(&peer), "seed {seed}: {peer} was shut out for {fault}");
+            }
+            assert!(!net.nodes[leecher].faults.is_empty(), "seed {seed}: the poisoner was not found");
+        }
+    }
+}
