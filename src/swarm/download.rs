@@ -14,14 +14,16 @@ use crate::wire::message::Message;
 const END_GAME_REQUESTS: usize = 8;
 /// A peer is relieved of a block in the end game when it would take so many times longer than another.
 const END_GAME_GAIN: f64 = 2.0;
+/// ... and so much: less is not worth a block sent twice.
+const END_GAME_GAIN_S: f64 = 0.1;
 /// The pause after a first reject, doubled by each further one.
 const REJECT_PAUSE: Duration = Duration::from_millis(100);
 /// ... up to this power of two: 12.8 s.
 const MAX_REJECT_DOUBLINGS: u32 = 7;
 /// A piece of which a peer rejected a block is not asked of it for so long: it may have lost it, or be overloaded.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// A payload that has stood still for so long holds its slot for nothing.
-const MAX_STALL: Duration = Duration::from_secs(10);
+/// A payload that takes longer than this (and than its peer's patience) holds its slot for nothing: 16 KiB at 550 B/s.
+const MAX_STALL: Duration = Duration::from_secs(30);
 
 /// Where the payload of a block shall go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -197,7 +199,7 @@ impl Swarm {
             .values()
             .filter(|other| other.id != id && !other.down.outstanding.is_empty())
             .map(|other| (other.down.seconds_to_finish(now, 0), other.id))
-            .filter(|(theirs, _)| *theirs > END_GAME_GAIN * ours)
+            .filter(|(theirs, _)| *theirs > END_GAME_GAIN * ours + END_GAME_GAIN_S)
             .collect();
         slower.sort_by(|a, b| b.0.total_cmp(&a.0));
         let layout = self.picker.layout();

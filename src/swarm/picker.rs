@@ -525,3 +525,159 @@ fn is_aligned(block: Block, layout: Layout) -> bool {
     let ends = block.end().is_multiple_of(UNIT_BYTES) || block.end() == layout.piece_len(block.piece());
     block.begin().is_multiple_of(UNIT_BYTES) && ends
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    const PIECE_BYTES: u64 = 4 * UNIT_BYTES as u64;
+
+    /// A swarm as text: `have` is ours, each row of `peers` one peer's pieces, `#` for had and `.` for not.
+    fn picker(have: &str, peers: &[&str], sequential: bool, seed: u64) -> (Picker, Vec<Bitfield>) {
+        let layout = Layout::new(have.len() as u64 * PIECE_BYTES, PIECE_BYTES).unwrap();
+        let mut picker = Picker::new(layout, pieces(have), sequential, seed);
+        let peers: Vec<Bitfield> = peers.iter().map(|row| pieces(row)).collect();
+        peers.iter().for_each(|peer| picker.peer_joins(peer));
+        (picker, peers)
+    }
+
+    fn pieces(row: &str) -> Bitfield {
+        let layout = Layout::new(row.len() as u64 * PIECE_BYTES, PIECE_BYTES).unwrap();
+        let mut set = Bitfield::empty(row.len() as u32);
+        for (piece, _) in layout.pieces().zip(row.chars()).filter(|(_, mark)| *mark == '#') {
+            set.set(piece);
+        }
+        set
+    }
+
+    /// The next `count` blocks for peer 0, as `piece:unit+units`.
+    fn picks(picker: &mut Picker, peers: &[Bitfield], who: usize, units: u32, count: usize) -> String {
+        let never = |_: PieceIndex, _: u32| false;
+        let session = SessionId(who as u32);
+        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, own: &never };
+        let blocks = (0..count).map_while(|_| {
+            let block = picker.pick(&want, true);
+            picker.check();
+            block
+        });
+        let text = |block: Block| format!("{}:{}+{}", block.piece().get(), span(block).start, span(block).len());
+        blocks.map(text).collect::<Vec<_>>().join(" ")
+    }
+
+    fn giver(session: u32) -> (SessionId, Identity) {
+        (SessionId(session), Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, session as u8))))
+    }
+
+    fn fill(picker: &mut Picker, peers: &[Bitfield], who: usize, units: u32) -> PieceIndex {
+        let never = |_: PieceIndex, _: u32| false;
+        let session = SessionId(who as u32);
+        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, own: &never };
+        loop {
+            let block = picker.pick(&want, true).unwrap();
+            assert_eq!(picker.place(block), Put::Slot);
+            assert_eq!(picker.received(block, true, giver(who as u32)), Taken::Whole);
+            picker.answered(block);
+            picker.check();
+            if picker.is_complete(block.piece()) {
+                return block.piece();
+            }
+        }
+    }
+
+    #[test]
+    fn rarest_first_and_begun_pieces_before_all() {
+        //                 0123456
+        let have = "####...";
+        let peers = ["####.##", "....###", ".....##", "......#"];
+        for seed in 0..20 {
+            let (mut picker, peers) = picker(have, &peers, false, seed);
+            assert_eq!(picks(&mut picker, &peers, 0, 2, 5), "5:0+2 5:2+2 6:0+2 6:2+2");
+            assert_eq!(picks(&mut picker, &peers, 1, 4, 9), "4:0+4");
+        }
+    }
+
+    #[test]
+    fn the_first_pieces_are_random_and_later_ties_too() {
+        for have in ["###.....", "####...."] {
+            let peers = ["########", if have == "####...." { "........" } else { "...#...." }];
+            let mut seen = std::collections::BTreeSet::new();
+            for seed in 0..100 {
+                let (mut picker, peers) = picker(have, &peers, false, seed);
+                seen.insert(picks(&mut picker, &peers, 0, 4, 1));
+            }
+            assert_eq!(seen.len(), have.matches('.').count(), "{seen:?}");
+        }
+    }
+
+    #[test]
+    fn in_order_when_asked_to() {
+        let (mut picker, peers) = picker("#.......", &["########", "....####"], true, 1);
+        assert_eq!(picks(&mut picker, &peers, 1, 4, 1), "4:0+4");
+        assert_eq!(picks(&mut picker, &peers, 0, 4, 4), "1:0+4 2:0+4 3:0+4 5:0+4");
+        let layout = picker.layout();
+        picker.forget(layout.piece(0).unwrap(), peers.iter());
+        assert_eq!(picks(&mut picker, &peers, 0, 4, 1), "0:0+4");
+    }
+
+    #[test]
+    fn blocks_of_different_sizes_fill_one_piece() {
+        let (mut picker, peers) = picker("####.", &["#####", "#####"], false, 1);
+        assert_eq!(picks(&mut picker, &peers, 0, 1, 1), "4:0+1");
+        assert_eq!(picks(&mut picker, &peers, 1, 2, 1), "4:1+2");
+        assert_eq!(picks(&mut picker, &peers, 0, 8, 2), "4:3+1");
+        let layout = picker.layout();
+        let block = |unit, units: u32| {
+            layout.block(RawBlock { piece: 4, begin: unit * UNIT_BYTES, len: units * UNIT_BYTES }).unwrap()
+        };
+        // Two units are being written; a copy that covers them goes to scratch, and only what is missing is taken.
+        assert_eq!(picker.place(block(1, 2)), Put::Slot);
+        assert_eq!(picker.place(block(0, 4)), Put::Scratch);
+        assert_eq!(picker.received(block(0, 4), false, giver(7)), Taken::Parts(vec![block(0, 1), block(3, 1)]));
+        assert!(!picker.is_complete(block(0, 1).piece()));
+        assert_eq!(picker.received(block(1, 2), true, giver(1)), Taken::Whole);
+        assert!(picker.is_complete(block(0, 1).piece()));
+        assert_eq!(picker.place(block(0, 4)), Put::Discard);
+        let (mut given, news) = picker.verified(block(0, 1).piece());
+        given.sort_by_key(|given| given.session);
+        let bytes: Vec<_> = given.iter().map(|given| (given.session.0, given.bytes / UNIT_BYTES)).collect();
+        assert_eq!((bytes, news, picker.left_bytes()), (vec![(1, 2), (7, 2)], true, 0));
+    }
+
+    #[test]
+    fn what_breaks_off_is_asked_again_and_first() {
+        let (mut picker, peers) = picker("####..", &["######", "######"], false, 1);
+        let layout = picker.layout();
+        let first = picks(&mut picker, &peers, 0, 2, 1);
+        let index = first[..1].parse().unwrap();
+        let block = layout.block(RawBlock { piece: index, begin: 0, len: 2 * UNIT_BYTES }).unwrap();
+        assert_eq!(picker.place(block), Put::Slot);
+        assert!(picker.lost(block), "its other half was open all the time");
+        assert!(picker.unask(block, false));
+        picker.check();
+        assert_eq!(picks(&mut picker, &peers, 1, 2, 1), first);
+    }
+
+    #[test]
+    fn a_piece_that_was_wrong_is_fetched_from_one_peer_alone() {
+        let (mut picker, peers) = picker("####.", &["#####", "#####"], false, 1);
+        let piece = fill(&mut picker, &peers, 0, 1);
+        assert_eq!(picker.restart(piece, true).len(), 1);
+        picker.check();
+        assert_eq!(picks(&mut picker, &peers, 1, 1, 1), "4:0+1");
+        assert_eq!(picks(&mut picker, &peers, 0, 1, 1), "");
+        picker.release(SessionId(1));
+        assert_eq!(picks(&mut picker, &peers, 0, 1, 1), "4:1+1");
+    }
+
+    #[test]
+    fn a_block_is_asked_of_two_at_most() {
+        let (mut picker, peers) = picker("####.", &["#####", "#####"], false, 1);
+        let block = picker.layout().block(RawBlock { piece: 4, begin: 0, len: UNIT_BYTES }).unwrap();
+        assert!(!picker.ask_again(block), "nobody has been asked yet");
+        picks(&mut picker, &peers, 0, 1, 4);
+        assert!(picker.all_begun() && picker.ask_again(block) && !picker.ask_again(block));
+        assert!(picker.is_contested(block.piece()));
+        assert!(!picker.unask(block, false) && picker.unask(block, false), "free when both came to nothing");
+    }
+}

@@ -150,6 +150,7 @@ pub(super) struct Upload {
     pub serving: u32,
     pub rate: ByteRate,
     pub sent_bytes: u64,
+    pub sent_before_unchoke: u64,
 }
 
 #[derive(Debug)]

@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use super::choker::{SessionView, TURN_BYTES};
+use super::choker::SessionView;
 use super::picker::Picker;
 use super::session::Session;
 use super::{CloseReason, Identity, PeerFault, SessionId, SessionInfo, SessionReport};
@@ -17,7 +17,7 @@ use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{Layout, PieceIndex};
 use crate::wire::message::Message;
 
-/// How often late blocks are looked for: half the least time after which one is late, quartered.
+/// How often late blocks are looked for: a quarter of the least time after which one is late.
 const TICK: Duration = Duration::from_millis(500);
 /// A session's told part of the log is dropped when the log has grown to this.
 const LOG_TRIM: usize = 256;
@@ -354,7 +354,7 @@ impl Swarm {
         for session in self.sessions.values_mut() {
             let has_it = session.pieces.get(piece);
             session.useful -= u32::from(has_it);
-            if (has_it && session.update_interest()) || !has_it {
+            if !has_it || session.update_interest() {
                 wakes.push(session.id);
             }
         }
@@ -403,11 +403,6 @@ impl Swarm {
 
     pub(super) fn request_review(&mut self) {
         self.review_due = true;
-    }
-
-    /// A session used up a turn's worth of upload: it may be another's turn.
-    pub(super) fn review_after_upload(&mut self, before_bytes: u64, after_bytes: u64) {
-        self.review_due |= before_bytes / TURN_BYTES != after_bytes / TURN_BYTES;
     }
 
     pub(super) fn wake(&mut self, id: SessionId) {
@@ -472,5 +467,252 @@ impl VerifiedLog {
 
     fn get(&self, at: u64) -> Option<PieceIndex> {
         self.pieces.get(at.checked_sub(self.dropped)? as usize).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::Placement;
+    use crate::wire::framing::{Frame, Framer};
+    use crate::wire::layout::RawBlock;
+    use std::net::{IpAddr, Ipv4Addr};
+
+    const ID: SessionId = SessionId(1);
+    const NOW: Time = Time::from_secs(100);
+
+    /// Eight pieces of 64 KiB, with a session open.
+    fn swarm(have: u8, fast: bool) -> Swarm {
+        let layout = Layout::new(8 * 65_536, 65_536).unwrap();
+        let config = SwarmConfig { max_block_bytes: 128 << 10, window_max_bytes: 8 << 20, sequential: true };
+        let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[have], 8).unwrap(), 1);
+        swarm.open(NOW, ID, SessionInfo { identity: Identity::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), fast });
+        swarm
+    }
+
+    fn sent(swarm: &mut Swarm) -> Vec<Message> {
+        let mut out = Vec::new();
+        assert!(!swarm.drain_sends(NOW, ID, &mut out, 1 << 20));
+        let mut framer = Framer::new(1);
+        framer.push(&out);
+        let frames = std::iter::from_fn(|| framer.next().unwrap());
+        frames
+            .map(|frame| match frame {
+                Frame::Message(message) => message,
+                Frame::Piece(raw) => panic!("a block among the messages: {raw:?}"),
+            })
+            .collect()
+    }
+
+    fn raw(piece: u32, unit: u32) -> RawBlock {
+        RawBlock { piece, begin: unit * 16_384, len: 16_384 }
+    }
+
+    fn requests(messages: &[Message]) -> Vec<RawBlock> {
+        let request = |message: &Message| if let Message::Request(raw) = message { Some(*raw) } else { None };
+        messages.iter().filter_map(request).collect()
+    }
+
+    #[test]
+    fn the_first_message_says_what_we_have() {
+        for (have, fast, expected) in [
+            (0xFF, true, vec![Message::HaveAll]),
+            (0, true, vec![Message::HaveNone]),
+            (0x81, true, vec![Message::Bitfield(vec![0x81])]),
+            (0xFF, false, vec![Message::Bitfield(vec![0xFF])]),
+            (0, false, vec![]),
+        ] {
+            assert_eq!(sent(&mut swarm(have, fast)), expected);
+        }
+    }
+
+    #[test]
+    fn interest_and_requests_follow_what_the_peer_has_and_allows() {
+        let mut swarm = swarm(0b1100_0000, true);
+        sent(&mut swarm);
+        swarm.receive(NOW, ID, Message::Bitfield(vec![0b1000_0000])).unwrap();
+        assert_eq!(sent(&mut swarm), []);
+        swarm.receive(NOW, ID, Message::Have(4)).unwrap();
+        assert_eq!(sent(&mut swarm), [Message::Interested]);
+        swarm.receive(NOW, ID, Message::Unchoke).unwrap();
+        assert_eq!(requests(&sent(&mut swarm)), [0, 1, 2, 3].map(|unit| raw(4, unit)));
+        swarm.check();
+        // It has it, we get it elsewhere: nothing of interest is left.
+        let piece = swarm.layout().piece(4).unwrap();
+        assert_eq!(swarm.piece_verified(piece), []);
+        assert_eq!(sent(&mut swarm), [Message::NotInterested]);
+    }
+
+    #[test]
+    fn haves_go_to_those_that_lack_the_piece() {
+        let mut swarm = swarm(0, true);
+        swarm.receive(NOW, ID, Message::Bitfield(vec![0b0100_0000])).unwrap();
+        sent(&mut swarm);
+        for piece in [0, 1, 2] {
+            swarm.piece_verified(swarm.layout().piece(piece).unwrap());
+        }
+        let mut wakes = Vec::new();
+        swarm.take_wakes(&mut wakes);
+        assert_eq!(wakes, [ID], "woken once");
+        let haves: Vec<Message> = sent(&mut swarm).into_iter().filter(|m| matches!(m, Message::Have(_))).collect();
+        assert_eq!(haves, [Message::Have(0), Message::Have(2)]);
+    }
+
+    #[test]
+    fn wrong_words_end_the_session() {
+        let cases: [(bool, Message, PeerFault); 7] = [
+            (true, Message::Have(8), PeerFault::NoSuchPiece(8)),
+            (true, Message::Bitfield(vec![0]), PeerFault::LateBitfield),
+            (true, Message::HaveAll, PeerFault::LateBitfield),
+            (false, Message::HaveAll, PeerFault::FastNotAgreed),
+            (false, Message::Reject(raw(0, 0)), PeerFault::FastNotAgreed),
+            (true, Message::AllowedFast(99), PeerFault::NoSuchPiece(99)),
+            (true, Message::Bitfield(vec![0, 0]), PeerFault::Bitfield(Bitfield::from_wire(&[0, 0], 8).unwrap_err())),
+        ];
+        for (fast, message, fault) in cases {
+            let mut swarm = swarm(0, fast);
+            swarm.receive(NOW, ID, Message::Bitfield(vec![1])).unwrap();
+            assert_eq!(swarm.receive(NOW, ID, message), Err(fault));
+            swarm.close(ID);
+            swarm.check();
+        }
+    }
+
+    #[test]
+    fn blocks_nobody_asked_for_are_dropped_and_then_not_tolerated() {
+        let mut swarm = swarm(0, true);
+        swarm.receive(NOW, ID, Message::HaveAll).unwrap();
+        assert_eq!(swarm.place(NOW, ID, raw(9, 0)), Err(PeerFault::NoSuchBlock(raw(9, 0))));
+        for _ in 0..64 {
+            assert_eq!(swarm.place(NOW, ID, raw(0, 0)), Ok(Placement::Discard(16_384)));
+        }
+        assert_eq!(swarm.place(NOW, ID, raw(0, 0)), Err(PeerFault::Unrequested));
+    }
+
+    #[test]
+    fn requests_are_served_when_we_do_not_choke_and_rejected_when_we_do() {
+        for fast in [true, false] {
+            let mut swarm = swarm(0b1000_0000, fast);
+            sent(&mut swarm);
+            let mut expected = Vec::new();
+            let mut reject = |raw| expected.extend(fast.then_some(Message::Reject(raw)));
+            swarm.receive(NOW, ID, Message::Request(raw(0, 0))).unwrap();
+            reject(raw(0, 0));
+            assert_eq!(swarm.next_upload(ID), None);
+            swarm.set_choke(ID, false);
+            for request in [raw(0, 0), raw(0, 1), raw(0, 1), raw(0, 2), raw(0, 3), raw(1, 0)] {
+                swarm.receive(NOW, ID, Message::Request(request)).unwrap();
+            }
+            swarm.receive(NOW, ID, Message::Cancel(raw(0, 2))).unwrap();
+            let first = swarm.next_upload(ID).unwrap();
+            assert_eq!(RawBlock::from(first), raw(0, 0));
+            swarm.upload_done(NOW, ID, first);
+            let second = swarm.next_upload(ID).unwrap();
+            swarm.upload_failed(ID, second);
+            swarm.set_choke(ID, true);
+            assert_eq!(swarm.next_upload(ID), None, "a choke empties the queue");
+            let messages = sent(&mut swarm);
+            assert_eq!(messages.iter().filter(|m| matches!(m, Message::Choke | Message::Unchoke)).count(), 2);
+            [raw(1, 0), raw(0, 2), raw(0, 1), raw(0, 3)].into_iter().for_each(reject);
+            let rejects: Vec<_> = messages.into_iter().filter(|m| matches!(m, Message::Reject(_))).collect();
+            assert_eq!(rejects, expected);
+            assert_eq!(swarm.report(NOW, ID).unwrap().sent_bytes, 16_384);
+        }
+    }
+
+    #[test]
+    fn a_used_up_quota_calls_for_the_choker() {
+        let mut swarm = swarm(0xFF, true);
+        swarm.set_choke(ID, false);
+        let block = swarm.layout().block(raw(0, 0)).unwrap();
+        while swarm.poll_effect().is_some() {}
+        for blocks in 1..=6_000 {
+            swarm.upload_done(NOW, ID, block);
+            let review = swarm.poll_effect() == Some(Effect::ReviewChoking);
+            assert_eq!(review, blocks % (crate::swarm::choker::TURN_BYTES / 16_384) == 0, "after {blocks} blocks");
+        }
+    }
+
+    #[test]
+    fn floods_are_bounded() {
+        let mut swarm = swarm(0xFF, true);
+        swarm.set_choke(ID, false);
+        let layout = swarm.layout();
+        let all = layout.pieces().flat_map(|piece| (0..65_536 / 32).map(move |n| (piece.get(), n * 32)));
+        let outcome: Result<(), PeerFault> = all.into_iter().try_for_each(|(piece, begin)| {
+            swarm.receive(NOW, ID, Message::Request(RawBlock { piece, begin, len: 32 }))?;
+            assert!(swarm.report(NOW, ID).unwrap().queued <= crate::swarm::upload::MAX_QUEUED_REQUESTS);
+            Ok(())
+        });
+        assert_eq!(outcome, Ok(()), "16,384 rejects are no crime yet");
+        let mut choked = swarm;
+        choked.set_choke(ID, true);
+        let flood = (0..100_000).try_for_each(|_| choked.receive(NOW, ID, Message::Request(raw(0, 0))));
+        assert_eq!(flood, Err(PeerFault::DoesNotRead));
+    }
+
+    #[test]
+    fn a_rejected_piece_is_left_alone_for_a_while_and_then_asked_again() {
+        let mut swarm = swarm(0, true);
+        swarm.receive(NOW, ID, Message::HaveAll).unwrap();
+        swarm.receive(NOW, ID, Message::Unchoke).unwrap();
+        assert_eq!(requests(&sent(&mut swarm)).len(), 4, "the first window");
+        for unit in 0..4 {
+            swarm.receive(NOW, ID, Message::Reject(raw(0, unit))).unwrap();
+        }
+        swarm.check();
+        assert_eq!(requests(&sent(&mut swarm)), [], "a pause");
+        let mut drain_at = |seconds| {
+            let (later, mut out) = (NOW + Duration::from_secs(seconds), Vec::new());
+            swarm.handle_timeout(later);
+            swarm.drain_sends(later, ID, &mut out, 1 << 20);
+            let mut framer = Framer::new(1);
+            framer.push(&out);
+            let frames: Vec<Frame> = std::iter::from_fn(|| framer.next().unwrap()).collect();
+            let request =
+                |frame: &Frame| if let Frame::Message(Message::Request(raw)) = frame { Some(raw.piece) } else { None };
+            let pieces: Vec<u32> = frames.iter().filter_map(request).collect();
+            swarm.check();
+            for unit in 0..4 {
+                let _ = swarm.receive(later, ID, Message::Reject(raw(pieces.first().copied().unwrap_or(0), unit)));
+            }
+            pieces.first().copied()
+        };
+        assert_eq!(drain_at(1), Some(1), "another piece meanwhile");
+        assert_eq!(drain_at(40), Some(0));
+    }
+
+    #[test]
+    fn late_blocks_are_asked_of_another_and_still_welcome() {
+        const OTHER: SessionId = SessionId(2);
+        let mut swarm = swarm(0b1111_1110, false);
+        for id in [ID, OTHER] {
+            if id == OTHER {
+                let identity = Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 2)));
+                swarm.open(NOW, id, SessionInfo { identity, fast: false });
+            }
+            swarm.receive(NOW, id, Message::Bitfield(vec![1])).unwrap();
+        }
+        swarm.receive(NOW, ID, Message::Unchoke).unwrap();
+        assert_eq!(requests(&sent(&mut swarm)).len(), 4);
+        swarm.receive(NOW, OTHER, Message::Unchoke).unwrap();
+        let mut out = Vec::new();
+        swarm.drain_sends(NOW, OTHER, &mut out, 1 << 20);
+        let before = out.len();
+        let later = NOW + Duration::from_millis(2_100);
+        assert!(swarm.next_timeout().is_some_and(|at| at <= later));
+        swarm.handle_timeout(later);
+        let mut wakes = Vec::new();
+        swarm.take_wakes(&mut wakes);
+        assert!(wakes.contains(&OTHER));
+        swarm.drain_sends(later, OTHER, &mut out, 1 << 20);
+        assert_eq!(out.len() - before, 4 * 17, "four requests");
+        assert!(swarm.report(later, ID).unwrap().snubbed);
+        swarm.check();
+        let Ok(Placement::Slot(block)) = swarm.place(later, ID, raw(7, 0)) else { panic!("it is still welcome") };
+        swarm.block_received(later, ID, block);
+        swarm.check();
+        assert!(!swarm.report(later, ID).unwrap().snubbed);
+        assert_eq!(swarm.report(later, OTHER).unwrap().outstanding, 3, "one was cancelled");
     }
 }

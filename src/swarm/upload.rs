@@ -1,6 +1,7 @@
 //! What peers ask of us.
 
-use super::session::{MAX_OUTBOX_BYTES, Session};
+use super::choker::TURN_BYTES;
+use super::session::{MAX_OUTBOX_BYTES, Session, Upload};
 use super::torrent::Swarm;
 use super::{PeerFault, SessionId};
 use crate::clock::Time;
@@ -29,11 +30,13 @@ impl Swarm {
     pub fn upload_done(&mut self, now: Time, id: SessionId, block: Block) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.up.serving = session.up.serving.saturating_sub(1);
-        let before = session.up.sent_bytes;
+        let turns = session.up.turns_taken();
         session.up.sent_bytes += u64::from(block.len());
         session.up.rate.add(now, u64::from(block.len()));
-        let after = session.up.sent_bytes;
-        self.review_after_upload(before, after);
+        if session.up.turns_taken() != turns {
+            // A turn's quota is used up: it may be another's.
+            self.request_review();
+        }
     }
 
     /// The block could not be read: the peer is told, where it understands (BEP 6).
@@ -51,6 +54,7 @@ impl Swarm {
             return;
         }
         session.send(if choke { &Message::Choke } else { &Message::Unchoke });
+        session.up.sent_before_unchoke = session.up.sent_bytes;
         if choke {
             session.withdraw(|_| true);
         }
@@ -79,6 +83,13 @@ impl Swarm {
         // With the fast extension every request is answered, a cancelled one by a reject (BEP 6).
         session.withdraw(|block| RawBlock::from(*block) == raw);
         if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
+    }
+}
+
+impl Upload {
+    /// Since it was last unchoked.
+    fn turns_taken(&self) -> u64 {
+        (self.sent_bytes - self.sent_before_unchoke) / TURN_BYTES
     }
 }
 
