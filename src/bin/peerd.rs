@@ -7,7 +7,10 @@ use peerd::daemon::{Daemon, State};
 
 fn main() -> anyhow::Result<()> {
     let options = Args::parse().resolve()?;
-    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(tracing_subscriber::EnvFilter::from_default_env()).init();
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
+        .init();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let state = State::open(options)?;

@@ -99,7 +99,8 @@ impl Announcer {
             if left == 0 && health == Health::Up {
                 farewell.told.push(url);
             } else {
-                let error = now.and_then(|t| t.last_error.map(str::to_owned)).unwrap_or_else(|| "it does not answer".into());
+                let error =
+                    now.and_then(|t| t.last_error.map(str::to_owned)).unwrap_or_else(|| "it does not answer".into());
                 farewell.not_told.push((url, error));
             }
         }

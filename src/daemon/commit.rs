@@ -157,7 +157,13 @@ async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), StoreError> {
             bits.set(*piece);
         }
         let changed = dirty.pieces.iter().map(|piece| piece.as_usize() / 8);
-        chunks::put_changed_chunks(&mut batch, records::BITFIELDS, dirty.torrent.key().as_bytes(), bits.as_bytes(), changed);
+        chunks::put_changed_chunks(
+            &mut batch,
+            records::BITFIELDS,
+            dirty.torrent.key().as_bytes(),
+            bits.as_bytes(),
+            changed,
+        );
     }
     core.submit(batch).await
 }

@@ -219,8 +219,7 @@ impl Core {
 
     /// All torrents, oldest first.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
-        let mut all: Vec<_> =
-            self.torrents.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> = self.torrents.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
         all.sort_by(|a, b| (a.summary.added, &a.summary.name).cmp(&(b.summary.added, &b.summary.name)));
         all
     }

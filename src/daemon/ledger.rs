@@ -136,7 +136,9 @@ impl Ledger {
                 Account { identity: *identity, totals: totals.clone(), files: rows }
             })
             .collect();
-        all.sort_by_key(|account| (std::cmp::Reverse(account.totals.received_bytes), encode_identity(&account.identity)));
+        all.sort_by_key(|account| {
+            (std::cmp::Reverse(account.totals.received_bytes), encode_identity(&account.identity))
+        });
         all
     }
 
@@ -284,7 +286,10 @@ mod tests {
         assert_eq!(ledger.given_bytes(peer(1)), 6 << 20);
         let accounts = ledger.accounts();
         assert_eq!(accounts.len(), 2);
-        assert_eq!(accounts[0].totals, LedgerRecord { received_bytes: 6 << 20, sent_bytes: 0, first_seen: 1_000, last_seen: 2_000 });
+        assert_eq!(
+            accounts[0].totals,
+            LedgerRecord { received_bytes: 6 << 20, sent_bytes: 0, first_seen: 1_000, last_seen: 2_000 }
+        );
         assert_eq!(accounts[1].files[0].1.sent_bytes, 2 << 20);
     }
 
@@ -304,7 +309,8 @@ mod tests {
 
     #[test]
     fn identities_round_trip() {
-        for identity in [peer(9), Identity::Address(IpAddr::from([1_u16, 2, 3, 4, 5, 6, 7, 8])), Identity::Key([3; 32])] {
+        for identity in [peer(9), Identity::Address(IpAddr::from([1_u16, 2, 3, 4, 5, 6, 7, 8])), Identity::Key([3; 32])]
+        {
             let mut key = encode_identity(&identity);
             key.extend_from_slice(&[9; 20]);
             assert_eq!(decode_identity(&key), Some((identity, &[9; 20][..])));

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::announcing::What as Announce;
-use super::deleting;
 use super::core::{ActivateError, Core, part_and_whole};
+use super::deleting;
 use super::disk::check;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
@@ -58,7 +58,10 @@ impl Core {
     ///
     /// # Errors
     /// When it could not be kept.
-    pub async fn keep_metainfo(self: &Arc<Self>, bytes: Vec<u8>) -> Result<crate::db::segments::Position, SegmentError> {
+    pub async fn keep_metainfo(
+        self: &Arc<Self>,
+        bytes: Vec<u8>,
+    ) -> Result<crate::db::segments::Position, SegmentError> {
         let core = self.clone();
         let kept = tokio::task::spawn_blocking(move || {
             let position = core.segments.append(&bytes)?;
@@ -75,7 +78,12 @@ impl Core {
     ///
     /// # Errors
     /// When the `.torrent` is refused, the folder cannot be used, or the state folder fails.
-    pub async fn add_fetched(self: &Arc<Self>, bytes: Vec<u8>, folder: PathBuf, ours: bool) -> Result<Arc<Torrent>, AddError> {
+    pub async fn add_fetched(
+        self: &Arc<Self>,
+        bytes: Vec<u8>,
+        folder: PathBuf,
+        ours: bool,
+    ) -> Result<Arc<Torrent>, AddError> {
         let meta = Metainfo::parse(&bytes)?;
         if let Some(known) = self.torrent(meta.info_hash()) {
             return Ok(known);
@@ -155,7 +163,9 @@ impl Core {
         }
         let of = active.clone();
         let finished = tokio::task::spawn_blocking(move || of.storage.finish()).await;
-        match finished.unwrap_or_else(|error| Err(FinishError::Storage(StorageError::Root(std::io::Error::other(error))))) {
+        match finished
+            .unwrap_or_else(|error| Err(FinishError::Storage(StorageError::Root(std::io::Error::other(error)))))
+        {
             Ok(_) => {}
             Err(FinishError::Clash(_)) => {
                 let folder = self.data_path(torrent);
@@ -163,7 +173,10 @@ impl Core {
                 return;
             }
             Err(error) => {
-                self.fail(torrent, format!("{} is fetched whole but could not be put in its place: {error}", torrent.summary.name));
+                self.fail(
+                    torrent,
+                    format!("{} is fetched whole but could not be put in its place: {error}", torrent.summary.name),
+                );
                 return;
             }
         }
@@ -306,7 +319,10 @@ impl Core {
     pub fn disk_failed(self: &Arc<Self>, torrent: &Arc<Torrent>, error: &StorageError) {
         let name = &torrent.summary.name;
         let message = if error.is_full() {
-            format!("the disk is full: {name} stops here with what it has; make room and type peerctl resume {}", torrent.key())
+            format!(
+                "the disk is full: {name} stops here with what it has; make room and type peerctl resume {}",
+                torrent.key()
+            )
         } else {
             format!("{name} could not be written: {error}; when that is mended type peerctl resume {}", torrent.key())
         };
@@ -402,8 +418,18 @@ async fn verify(core: Arc<Core>, torrent: Arc<Torrent>) {
             torrent.update(|status| status.complete = false);
         } else {
             let path = core.data_path(&torrent);
-            core.fail(&torrent, format!("{} is not what it was: {} of {} pieces are right. peerctl remove {} forgets it", path.display(), found.count(), found.piece_count(), torrent.key()));
-            torrent.update(|status| status.phase = if found.is_empty() { Phase::Missing } else { status.phase.clone() });
+            core.fail(
+                &torrent,
+                format!(
+                    "{} is not what it was: {} of {} pieces are right. peerctl remove {} forgets it",
+                    path.display(),
+                    found.count(),
+                    found.piece_count(),
+                    torrent.key()
+                ),
+            );
+            torrent
+                .update(|status| status.phase = if found.is_empty() { Phase::Missing } else { status.phase.clone() });
             return;
         }
     }

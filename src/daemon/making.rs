@@ -9,8 +9,8 @@ use super::records::StatRecord;
 use super::share::{self, HashError, ListError};
 use crate::db::segments::SegmentError;
 use crate::wire::id::{InfoHash, PieceCheck};
-use crate::wire::metainfo::{self, BuildError, InfoSpec, Metainfo, MetainfoError, SpecFiles};
 use crate::wire::layout::LayoutError;
+use crate::wire::metainfo::{self, BuildError, InfoSpec, Metainfo, MetainfoError, SpecFiles};
 use crate::wire::name::{FileName, NameError, RelPath};
 use crate::wire::recipe;
 
@@ -91,7 +91,13 @@ pub fn rename(core: &Core, old: InfoHash, path: &RelPath) -> Result<Made, MakeEr
     single(path, layout.total_bytes(), layout.piece_bytes(), pieces, meta.is_private())
 }
 
-fn single(path: &RelPath, bytes: u64, piece_bytes: u32, pieces: Vec<PieceCheck>, private: bool) -> Result<Made, MakeError> {
+fn single(
+    path: &RelPath,
+    bytes: u64,
+    piece_bytes: u32,
+    pieces: Vec<PieceCheck>,
+    private: bool,
+) -> Result<Made, MakeError> {
     let spec = InfoSpec { name: path.file_name(), files: SpecFiles::Single(bytes), piece_bytes, pieces, private };
     let bytes = metainfo::build(&spec, None, path.parent().as_ref())?;
     Ok(Made { meta: Metainfo::parse(&bytes)? })

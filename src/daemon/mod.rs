@@ -176,7 +176,10 @@ impl Daemon {
         tasks.spawn("start torrents", start_all(core.clone()));
         let engine = Arc::new(Commands::new(core.clone()));
         let stopping = core.tasks.clone();
-        tasks.spawn_to_end("control", async move { socket.serve(engine, async move { stopping.stopping().await }).await });
+        tasks.spawn_to_end(
+            "control",
+            async move { socket.serve(engine, async move { stopping.stopping().await }).await },
+        );
         Ok(Daemon { core, store: state.store, _watcher: watcher })
     }
 

@@ -128,7 +128,9 @@ pub enum OptionsError {
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}: {message}", path.display())]
     File { path: PathBuf, message: String },
-    #[error("{0} is no tracker: give its address or host name, and its port if that is not {TRACKER_PORT}: peerd 10.0.0.5 {TRACKER_PORT}")]
+    #[error(
+        "{0} is no tracker: give its address or host name, and its port if that is not {TRACKER_PORT}: peerd 10.0.0.5 {TRACKER_PORT}"
+    )]
     Tracker(String),
     #[error("{0} is no tracker's URL: http://, https:// and udp:// are understood")]
     TrackerUrl(String),
@@ -166,7 +168,10 @@ impl Args {
             upload_dir: folder(&self.upload_dir, &file.upload_dir, "upload"),
             download_dir: folder(&self.download_dir, &file.download_dir, "downloads"),
             listen: if self.listen.is_empty() { file.listen.unwrap_or_default() } else { self.listen },
-            socket: self.socket.map(|path| absolute(&current, &path)).or(file.socket.map(|path| absolute(&home, &path))),
+            socket: self
+                .socket
+                .map(|path| absolute(&current, &path))
+                .or(file.socket.map(|path| absolute(&home, &path))),
             public: self.public || file.public.unwrap_or(false),
             upload_slots,
             control_group: file.control_group,
@@ -295,9 +300,8 @@ mod tests {
         let file = home.path().join("peerd.toml");
         std::fs::write(&file, "tracker = \"10.0.0.9\"\nupload-slots = 3\nupload-dir = \"shared\"\n").unwrap();
         let home_flag = format!("--home={}", home.path().display());
-        let args = |more: &[&str]| {
-            Args::try_parse_from([&["peerd", home_flag.as_str()], more].concat()).unwrap().resolve()
-        };
+        let args =
+            |more: &[&str]| Args::try_parse_from([&["peerd", home_flag.as_str()], more].concat()).unwrap().resolve();
         let options = args(&[]).unwrap();
         assert_eq!(options.tracker, TrackerChoice::At("10.0.0.9".into(), 6969));
         assert_eq!(options.upload_slots, Some(3));

@@ -15,11 +15,11 @@ use tokio::task::JoinSet;
 
 use super::announcing::What as Announce;
 use super::core::Core;
+use super::disk::fs::Stat;
 use super::lifecycle::put_torrent;
-use super::making::{self, MakeError, Made};
+use super::making::{self, Made, MakeError};
 use super::records::{self, ShareRecord, StatRecord};
 use super::torrent::{Origin, Phase, Status, Summary, Torrent};
-use super::disk::fs::Stat;
 use super::watch::{FileStat, WatchEvent};
 use crate::clock::Time;
 use crate::db::record::{decode_record, encode_record};
@@ -312,11 +312,10 @@ impl Sharing {
         if declined.is_some_and(|declined| declined.same_content(&stat)) || self.is_fetched(&path) {
             return;
         }
-        if let Some(share) = known.filter(|share| share.stat.same_content(&stat)) {
-            if let Some(torrent) = self.core.torrent(share.key) {
-                self.serve_again(&torrent, &path, stat).await;
-                return;
-            }
+        let same = known.filter(|share| share.stat.same_content(&stat));
+        if let Some(torrent) = same.and_then(|share| self.core.torrent(share.key)) {
+            self.serve_again(&torrent, &path, stat).await;
+            return;
         }
         if let Some((old, share)) = self.moved_from(&path, &stat) {
             self.moved(old, share, path, stat).await;
@@ -359,9 +358,10 @@ impl Sharing {
     /// The path from which this very file has just gone.
     fn moved_from(&self, path: &RelPath, stat: &StatRecord) -> Option<(RelPath, Share)> {
         let state = self.core.shares.lock();
-        let old = self.going.keys().find(|old| {
-            *old != path && state.shared.get(*old).is_some_and(|share| share.stat.same_file(stat))
-        })?;
+        let old = self
+            .going
+            .keys()
+            .find(|old| *old != path && state.shared.get(*old).is_some_and(|share| share.stat.same_file(stat)))?;
         Some((old.clone(), *state.shared.get(old)?))
     }
 
@@ -498,7 +498,8 @@ impl Sharing {
         }
         self.recorded.retain(|_, at| *at + CHANGE_PAUSE > now);
         if let Err(error) = self.core.submit(batch).await {
-            self.core.warn(format!("what was hashed could not be recorded, it is hashed again after a restart: {error}"));
+            self.core
+                .warn(format!("what was hashed could not be recorded, it is hashed again after a restart: {error}"));
         }
         for torrent in begun {
             self.core.publisher.publish(torrent.key());
@@ -564,10 +565,9 @@ impl Sharing {
     }
 
     async fn forget(&self, key: InfoHash) {
-        if let Some(torrent) = self.core.torrent(key) {
-            if let Err(error) = self.core.remove(&torrent, false).await {
-                tracing::error!(torrent = %torrent.summary.name, %error, "could not be forgotten");
-            }
+        let Some(torrent) = self.core.torrent(key) else { return };
+        if let Err(error) = self.core.remove(&torrent, false).await {
+            tracing::error!(torrent = %torrent.summary.name, %error, "could not be forgotten");
         }
     }
 }

@@ -8,8 +8,6 @@ use crate::wire::layout::{PieceIndex, RawBlock};
 pub enum PeerFault {
     #[error("it sent {0}")]
     Bitfield(#[from] BitfieldError),
-    #[error("it said twice what it has, or after a HAVE")]
-    LateBitfield,
     #[error("it named piece {0}, which this torrent does not have")]
     NoSuchPiece(u32),
     #[error("it sent a message of the fast extension, which was not agreed on (BEP 6)")]

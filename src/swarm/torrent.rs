@@ -325,7 +325,11 @@ impl Swarm {
     fn peer_has_these(&mut self, id: SessionId, pieces: Bitfield) -> Result<(), PeerFault> {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         if std::mem::replace(&mut session.pieces_known, true) {
-            return Err(PeerFault::LateBitfield);
+            // BEP 3 wants the bitfield first, but aria2 sends one in place of many HAVEs: what is new in it counts.
+            let known = &session.pieces;
+            let new: Vec<PieceIndex> =
+                pieces.iter_set(self.picker.layout()).filter(|piece| !known.get(*piece)).collect();
+            return new.into_iter().try_for_each(|piece| self.peer_has(id, piece.get()));
         }
         self.picker.peer_joins(&pieces);
         let ours = self.picker.have().as_bytes();
@@ -560,10 +564,8 @@ mod tests {
 
     #[test]
     fn wrong_words_end_the_session() {
-        let cases: [(bool, Message, PeerFault); 7] = [
+        let cases: [(bool, Message, PeerFault); 5] = [
             (true, Message::Have(8), PeerFault::NoSuchPiece(8)),
-            (true, Message::Bitfield(vec![0]), PeerFault::LateBitfield),
-            (true, Message::HaveAll, PeerFault::LateBitfield),
             (false, Message::HaveAll, PeerFault::FastNotAgreed),
             (false, Message::Reject(raw(0, 0)), PeerFault::FastNotAgreed),
             (true, Message::AllowedFast(99), PeerFault::NoSuchPiece(99)),
@@ -576,6 +578,16 @@ mod tests {
             swarm.close(ID);
             swarm.check();
         }
+    }
+
+    #[test]
+    fn a_second_bitfield_adds_what_is_new_in_it() {
+        let mut swarm = swarm(0, true);
+        swarm.receive(NOW, ID, Message::Bitfield(vec![0b1000_0000])).unwrap();
+        swarm.receive(NOW, ID, Message::Bitfield(vec![0b0100_0001])).unwrap();
+        swarm.check();
+        let availability: Vec<u32> = swarm.layout().pieces().map(|piece| swarm.availability(piece)).collect();
+        assert_eq!(availability, [1, 1, 0, 0, 0, 0, 0, 1]);
     }
 
     #[test]

@@ -24,14 +24,14 @@ const HITS_LOOKED_AT: u32 = 50;
 enum Resolved {
     Torrent { bytes: Vec<u8>, ours: bool },
     Here(Arc<Torrent>),
-    Answer(Answer),
+    Answer(Box<Answer>),
 }
 
 impl Commands {
     pub(super) async fn get(&self, get: Get, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let begun = self.core.clock.now();
         let torrent = match self.resolve(get.what).await? {
-            Resolved::Answer(answer) => return Ok(answer),
+            Resolved::Answer(answer) => return Ok(*answer),
             Resolved::Here(torrent) => torrent,
             Resolved::Torrent { bytes, ours } => {
                 let folder = get.to.map_or_else(|| self.core.options.download_dir.clone(), |to| to.to_path());
@@ -80,7 +80,9 @@ impl Commands {
                     }));
                 }
                 Phase::Error(message) => return Err(Failure::failed(message)),
-                _ if torrent.is_removed() => return Err(Failure::failed(format!("{} was removed", torrent.summary.name))),
+                _ if torrent.is_removed() => {
+                    return Err(Failure::failed(format!("{} was removed", torrent.summary.name)));
+                }
                 _ => {}
             }
             let now = self.core.clock.now();
@@ -103,7 +105,7 @@ impl Commands {
             What::InfoHash(key) => self.here_or_fetched(key).await,
             What::Words(words) => match self.key_of_words(&words).await? {
                 Ok(key) => self.here_or_fetched(key).await,
-                Err(answer) => Ok(Resolved::Answer(answer)),
+                Err(answer) => Ok(Resolved::Answer(Box::new(answer))),
             },
         }
     }

@@ -17,7 +17,7 @@ const PROGRESS_EVERY: Duration = Duration::from_millis(500);
 impl Commands {
     pub(super) async fn pause(&self, what: What) -> Result<Answer, Failure> {
         match self.find(&what)? {
-            Found::Answer(answer) => Ok(answer),
+            Found::Answer(answer) => Ok(*answer),
             Found::One(torrent) => {
                 self.core.pause(&torrent).await.map_err(|error| Failure::failed(error.to_string()))?;
                 Ok(changed(&torrent))
@@ -27,7 +27,7 @@ impl Commands {
 
     pub(super) async fn resume(&self, what: What) -> Result<Answer, Failure> {
         match self.find(&what)? {
-            Found::Answer(answer) => Ok(answer),
+            Found::Answer(answer) => Ok(*answer),
             Found::One(torrent) => {
                 self.core.resume(&torrent).await.map_err(|error| Failure::failed(error.to_string()))?;
                 Ok(changed(&torrent))
@@ -37,7 +37,7 @@ impl Commands {
 
     pub(super) async fn verify(&self, what: What, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let torrent = match self.find(&what)? {
-            Found::Answer(answer) => return Ok(answer),
+            Found::Answer(answer) => return Ok(*answer),
             Found::One(torrent) => torrent,
         };
         self.core.begin_verify(&torrent);
@@ -62,7 +62,7 @@ impl Commands {
 
     pub(super) async fn remove(&self, remove: Remove) -> Result<Answer, Failure> {
         let torrent = match self.find(&remove.what)? {
-            Found::Answer(answer) => return Ok(answer),
+            Found::Answer(answer) => return Ok(*answer),
             Found::One(torrent) => torrent,
         };
         let path = self.core.data_path(&torrent);

@@ -49,15 +49,15 @@ impl Engine for Commands {
 /// A torrent of ours that a command means, or the answer that there is none, or several.
 enum Found {
     One(Arc<Torrent>),
-    Answer(Answer),
+    Answer(Box<Answer>),
 }
 
 impl Commands {
     fn find(&self, what: &What) -> Result<Found, Failure> {
         let key = match what {
-            What::Torrent(bytes) => {
-                Metainfo::parse(bytes).map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?.info_hash()
-            }
+            What::Torrent(bytes) => Metainfo::parse(bytes)
+                .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?
+                .info_hash(),
             What::InfoHash(key) => *key,
             What::Words(words) => return self.find_by_name(words),
         };
@@ -71,10 +71,12 @@ impl Commands {
         let torrents: Vec<_> =
             self.core.torrents().into_iter().filter(|torrent| !torrent.with_status(|s| s.withdrawn)).collect();
         let names: Vec<_> = torrents.iter().map(|torrent| torrent.summary.name.to_string_lossy()).collect();
-        match choose(words, names.iter().map(|name| (name.as_ref(), name.to_lowercase().starts_with(&words.to_lowercase())))) {
+        let wanted = words.to_lowercase();
+        match choose(words, names.iter().map(|name| (name.as_ref(), name.to_lowercase().starts_with(&wanted)))) {
             Choice::One(index) => Ok(Found::One(torrents[index].clone())),
             Choice::Several(indices) => {
-                Ok(Found::Answer(Answer::Ambiguous(indices.into_iter().map(|i| self.candidate(&torrents[i])).collect())))
+                let all = indices.into_iter().map(|index| self.candidate(&torrents[index])).collect();
+                Ok(Found::Answer(Box::new(Answer::Ambiguous(all))))
             }
             Choice::None => {
                 Err(Failure::not_found(format!("no torrent named {words} here: peerctl list shows what there is")))

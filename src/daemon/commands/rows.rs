@@ -188,7 +188,9 @@ impl Commands {
             .collect();
         reply.send_rows(files, Answer::Files).await?;
         let swarm = match self.core.catalogue().peers(meta.info_hash()).await {
-            Ok(peers) => Swarm { total: peers.total, peers: peers.peers.into_iter().map(SwarmPeer::from).collect(), error: None },
+            Ok(peers) => {
+                Swarm { total: peers.total, peers: peers.peers.into_iter().map(SwarmPeer::from).collect(), error: None }
+            }
             Err(error) => Swarm { total: 0, peers: Vec::new(), error: Some(error.to_string()) },
         };
         Ok(Answer::Swarm(swarm))
@@ -217,13 +219,14 @@ impl Commands {
     /// A torrent of ours, of the file given, or of the tracker.
     async fn meta_of(&self, what: What) -> Result<Result<MetaFound, Answer>, Failure> {
         if let What::Torrent(bytes) = &what {
-            let meta = Metainfo::parse(bytes).map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
+            let meta = Metainfo::parse(bytes)
+                .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
             let here = self.core.torrent(meta.info_hash());
             return Ok(Ok((meta, here)));
         }
         match self.find(&what) {
             Ok(Found::One(torrent)) => Ok(Ok((self.read_meta(&torrent).await?, Some(torrent)))),
-            Ok(Found::Answer(answer)) => Ok(Err(answer)),
+            Ok(Found::Answer(answer)) => Ok(Err(*answer)),
             Err(_) => self.meta_at_tracker(what).await,
         }
     }
@@ -254,7 +257,7 @@ impl Commands {
             None => self.core.live_torrents(),
             Some(what) => match self.find(&what)? {
                 Found::One(torrent) => vec![torrent],
-                Found::Answer(answer) => return Ok(answer),
+                Found::Answer(answer) => return Ok(*answer),
             },
         };
         let mut rows = Vec::new();

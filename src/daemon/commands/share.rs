@@ -25,7 +25,9 @@ impl Commands {
     pub(super) async fn share(&self, share: Share, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let path = share.path.to_path();
         let meta = tokio::fs::symlink_metadata(&path).await.map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => Failure::not_found(format!("{}: there is no such file or folder", path.display())),
+            std::io::ErrorKind::NotFound => {
+                Failure::not_found(format!("{}: there is no such file or folder", path.display()))
+            }
             _ => Failure::failed(format!("{}: {error}", path.display())),
         })?;
         if !meta.is_file() && !meta.is_dir() {
@@ -66,8 +68,7 @@ impl Commands {
         let progress = Arc::new(AtomicU64::new(0));
         let cancel = Arc::new(AtomicBool::new(false));
         let (core, of, seen, stop) = (self.core.clone(), path.clone(), progress.clone(), cancel.clone());
-        let mut making =
-            tokio::task::spawn_blocking(move || making::make_in_place(&core, &of, !public, &stop, &seen));
+        let mut making = tokio::task::spawn_blocking(move || making::make_in_place(&core, &of, !public, &stop, &seen));
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         let made = loop {
             tokio::select! {
@@ -91,7 +92,8 @@ impl Commands {
 
     async fn publish_torrent(&self, path: &Path) -> Result<Answer, Failure> {
         let too_large = || Failure::failed(format!("{} is larger than any .torrent", path.display()));
-        let size = tokio::fs::metadata(path).await.map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?.len();
+        let size =
+            tokio::fs::metadata(path).await.map_err(|e| Failure::failed(format!("{}: {e}", path.display())))?.len();
         if size > MAX_TORRENT_BYTES as u64 {
             return Err(too_large());
         }
@@ -107,11 +109,13 @@ impl Commands {
                 self.core.publisher.publish(torrent.key());
                 Ok(self.shared(&torrent).await)
             }
-            Ok(Found::Answer(answer)) => Ok(answer),
-            Err(failure) if failure.class == crate::wire::control::FailureClass::NotFound => Err(Failure::failed(format!(
-                "{}: this peer does not have what it names, so there would be nobody to fetch it from: peerctl get it first",
-                path.display()
-            ))),
+            Ok(Found::Answer(answer)) => Ok(*answer),
+            Err(failure) if failure.class == crate::wire::control::FailureClass::NotFound => {
+                Err(Failure::failed(format!(
+                    "{}: this peer does not have what it names, so there would be nobody to fetch it from: peerctl get it first",
+                    path.display()
+                )))
+            }
             Err(failure) => Err(failure),
         }
     }

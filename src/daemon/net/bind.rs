@@ -14,7 +14,9 @@ const BACKLOG: u32 = 1_024;
 /// Why there is no place to listen.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    #[error("{addr}: {source}: another program listens there, or the address is not this machine's; choose another with --listen")]
+    #[error(
+        "{addr}: {source}: another program listens there, or the address is not this machine's; choose another with --listen"
+    )]
     At { addr: SocketAddr, source: io::Error },
     #[error("none of the ports 6881 to 6889 is free: choose one with --listen 0.0.0.0:PORT")]
     NoneFree,

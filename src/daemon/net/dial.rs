@@ -50,7 +50,13 @@ fn dial_some(core: &Arc<Core>, torrent: &Arc<Torrent>, places: &Arc<Semaphore>) 
     }
 }
 
-async fn dial(core: Arc<Core>, torrent: Arc<Torrent>, active: Arc<Active>, to: SocketAddr, place: OwnedSemaphorePermit) {
+async fn dial(
+    core: Arc<Core>,
+    torrent: Arc<Torrent>,
+    active: Arc<Active>,
+    to: SocketAddr,
+    place: OwnedSemaphorePermit,
+) {
     let greeted = greet::outgoing(&core, &torrent, &active, to).await;
     drop(place);
     match greeted {

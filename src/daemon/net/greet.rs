@@ -85,7 +85,12 @@ pub async fn incoming(core: &Arc<Core>, mut stream: TcpStream, from: SocketAddr)
 ///
 /// # Errors
 /// When the peer cannot be reached, answers wrongly, or there is no place.
-pub async fn outgoing(core: &Arc<Core>, torrent: &Arc<Torrent>, active: &Arc<Active>, to: SocketAddr) -> Result<Greeted, GreetError> {
+pub async fn outgoing(
+    core: &Arc<Core>,
+    torrent: &Arc<Torrent>,
+    active: &Arc<Active>,
+    to: SocketAddr,
+) -> Result<Greeted, GreetError> {
     let work = async {
         let mut stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
@@ -150,10 +155,7 @@ fn admit(
         }
         inner.sessions.insert(handle.id, handle.clone());
         let extended = theirs.reserved.extension();
-        let info = SessionInfo {
-            identity: Identity::Address(addr.ip().to_canonical()),
-            fast: theirs.reserved.fast(),
-        };
+        let info = SessionInfo { identity: Identity::Address(addr.ip().to_canonical()), fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
         if extended {
             let payload = introduction(core, &torrent, addr);

@@ -30,12 +30,20 @@ pub enum BatchRead {
     Failed(Vec<Block>),
 }
 
+#[derive(Default)]
 enum Sending {
+    #[default]
     Nothing,
-    Messages { sent: usize },
-    Blocks { batch: Batch, sent: usize },
+    Messages {
+        sent: usize,
+    },
+    Blocks {
+        batch: Batch,
+        sent: usize,
+    },
 }
 
+#[derive(Default)]
 pub struct Outbox {
     messages: Vec<u8>,
     sending: Sending,
@@ -48,18 +56,6 @@ pub struct Outbox {
 }
 
 impl Outbox {
-    pub fn new() -> Outbox {
-        Outbox {
-            messages: Vec::new(),
-            sending: Sending::Nothing,
-            sent_blocks: Vec::new(),
-            wanted: Vec::new(),
-            reading: None,
-            ready: None,
-            spare: Vec::new(),
-        }
-    }
-
     pub fn keep_alive(&mut self) {
         Message::KeepAlive.encode(&mut self.messages);
     }

@@ -70,14 +70,20 @@ pub struct Session<S: PeerStream> {
 }
 
 impl<S: PeerStream> Session<S> {
-    pub fn new(core: Arc<Core>, torrent: Arc<Torrent>, active: Arc<Active>, handle: Arc<SessionHandle>, stream: S) -> Self {
+    pub fn new(
+        core: Arc<Core>,
+        torrent: Arc<Torrent>,
+        active: Arc<Active>,
+        handle: Arc<SessionHandle>,
+        stream: S,
+    ) -> Self {
         let now = core.clock.now();
         let bitfield_bytes = active.meta.layout().piece_count().div_ceil(8);
         Session {
             framer: Framer::new(bitfield_bytes),
             receiving: Receiving::Framing,
             head: Box::new([0; HEAD_BYTES]),
-            outbox: Outbox::new(),
+            outbox: Outbox::default(),
             heard: now,
             spoke: now,
             core,

@@ -3,8 +3,8 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use sha1::{Digest, Sha1};
@@ -233,7 +233,7 @@ mod tests {
         file
     }
 
-    fn hash<F: Borrow<File> + Sync>(files: &[(F, u64)], piece_bytes: u32, threads: usize) -> Vec<String> {
+    fn hash<F: ReadAt + Sync>(files: &[(F, u64)], piece_bytes: u32, threads: usize) -> Vec<String> {
         let progress = AtomicU64::new(0);
         let checks = hash_files(files, piece_bytes, threads, &AtomicBool::new(false), &progress).unwrap();
         assert_eq!(progress.into_inner(), files.iter().map(|(_, len)| len).sum::<u64>());
@@ -269,18 +269,20 @@ mod tests {
     }
 
     #[test]
-    fn a_folder_hashes_as_its_files_do() {
+    fn files_are_opened_when_their_turn_comes() {
         let dir = tempfile::tempdir().unwrap();
         std::fs::write(dir.path().join("a"), [0; 65_536]).unwrap();
         std::fs::write(dir.path().join("b"), [0; 1]).unwrap();
-        let path = |name: &[u8]| RelPath::parse(name).unwrap();
+        let open = |names: [&'static str; 2]| {
+            let dir = dir.path();
+            move |index: usize| File::open(dir.join(names[index]))
+        };
         let (cancel, progress) = (AtomicBool::new(false), AtomicU64::new(0));
-        let files = [(path(b"a"), 65_536), (path(b"b"), 1)];
-        let checks = hash_folder(dir.path(), &files, 65_536, 2, &cancel, &progress).unwrap();
+        let lens = [65_536, 1];
+        let checks = hash_opened(&lens, open(["a", "b"]), 65_536, 2, &cancel, &progress).unwrap();
         let digests: Vec<String> = checks.iter().map(|PieceCheck::Sha1(digest)| to_hex(digest)).collect();
         assert_eq!(digests, [SHA1_OF_64_KIB_OF_ZEROS, SHA1_OF_ONE_ZERO]);
-        let gone = [(path(b"a"), 65_536), (path(b"c"), 1)];
-        let outcome = hash_folder(dir.path(), &gone, 65_536, 2, &cancel, &progress);
+        let outcome = hash_opened(&lens, open(["a", "c"]), 65_536, 2, &cancel, &progress);
         assert!(matches!(outcome, Err(HashError::Read { index: 1, .. })));
     }
 

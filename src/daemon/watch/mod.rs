@@ -18,7 +18,6 @@ use std::sync::mpsc::SyncSender;
 
 use tokio::sync::mpsc;
 
-
 use crate::clock::Clock;
 use crate::wire::name::RelPath;
 
