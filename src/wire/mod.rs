@@ -1,5 +1,6 @@
 //! Bytes to types and back: no IO, no clock, no allocation beyond a named cap.
 
+pub mod announce;
 pub mod auth;
 pub mod bencode;
 pub mod bitfield;
