@@ -147,7 +147,7 @@ pub struct Hit {
 
 /// How a hit matched, the best first. Who fetches by words decides by this whether to start, to ask or to suggest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase", from = "String")]
+#[serde(from = "String", into = "String")]
 pub enum Match {
     /// The words are the name, or the name without its extension, in any case.
     Exact,
@@ -158,6 +158,18 @@ pub enum Match {
     /// A typo was forgiven: such a hit is suggested, never fetched by itself. So is what a newer tracker calls
     /// otherwise.
     Typo,
+}
+
+impl From<Match> for String {
+    fn from(matched: Match) -> String {
+        let text = match matched {
+            Match::Exact => "exact",
+            Match::Words => "words",
+            Match::Prefix => "prefix",
+            Match::Typo => "typo",
+        };
+        text.to_owned()
+    }
 }
 
 impl From<String> for Match {
