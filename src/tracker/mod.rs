@@ -1,3 +1,9 @@
 //! See ARCHITECTURE.md.
+pub mod addresses;
+pub mod announcer;
+pub mod connection_id;
+pub mod limits;
+pub mod metrics;
 pub mod search;
 pub mod swarms;
+pub mod udp;

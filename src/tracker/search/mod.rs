@@ -467,7 +467,10 @@ mod tests {
         let no_type = SearchQuery { file_type: Some("-".into()), ..all.clone() };
         assert_eq!(names(&index.search(&no_type).unwrap()), ["???", "got5"]);
         let sized = SearchQuery { min_size: Some(2_000), max_size: Some(3_000), ..all.clone() };
-        assert_eq!(names(&index.search(&sized).unwrap()), ["Game of Thrones S01E03.mkv", "Game.of.Thrones.S01E02.1080p.mkv"]);
+        assert_eq!(
+            names(&index.search(&sized).unwrap()),
+            ["Game of Thrones S01E03.mkv", "Game.of.Thrones.S01E02.1080p.mkv"]
+        );
         let second = SearchQuery { offset: 1, limit: 1, ..SearchQuery::words("linux") };
         let second = index.search(&second).unwrap();
         assert_eq!((second.total, names(&second)), (2, vec!["Linux Kernel Development.pdf"]));

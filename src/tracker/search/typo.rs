@@ -66,7 +66,8 @@ mod tests {
 
     #[test]
     fn the_four_kinds_of_typo_at_every_place() {
-        for near in ["hrones", "thrnes", "throne", "athrones", "thraones", "thronesa", "xhrones", "throxes", "thronex"] {
+        for near in ["hrones", "thrnes", "throne", "athrones", "thraones", "thronesa", "xhrones", "throxes", "thronex"]
+        {
             check("thrones", near, true);
             check(near, "thrones", true);
         }

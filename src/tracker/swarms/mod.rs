@@ -6,8 +6,8 @@
 pub mod law;
 mod peers;
 
-use std::collections::{BinaryHeap, HashMap};
 use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -366,8 +366,10 @@ impl Shard {
     fn evict(&mut self, rng: &mut impl Rng) -> usize {
         let size = |swarm: &Swarm| swarm.v4.len() + swarm.v6.len();
         let drawn = (0..EVICTION_SAMPLE).map(|_| rng.random_range(0..self.swarms.len()));
-        let Some((key, peers)) =
-            drawn.map(|place| &self.swarms[place]).map(|swarm| (swarm.key, size(swarm))).min_by_key(|(_, peers)| *peers)
+        let Some((key, peers)) = drawn
+            .map(|place| &self.swarms[place])
+            .map(|swarm| (swarm.key, size(swarm)))
+            .min_by_key(|(_, peers)| *peers)
         else {
             return 0;
         };
