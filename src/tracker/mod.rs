@@ -1,9 +1,14 @@
 //! See ARCHITECTURE.md.
 pub mod addresses;
 pub mod announcer;
+pub mod auth;
+pub mod catalogue;
 pub mod connection_id;
+pub mod content_file;
 pub mod limits;
 pub mod metrics;
+pub mod registry;
+pub mod scribe;
 pub mod search;
 pub mod swarms;
 pub mod udp;

@@ -34,8 +34,32 @@ pub struct Document<'a> {
     /// The path below upload/ and those of the files of a multi-file torrent.
     pub paths: &'a mut dyn Iterator<Item = String>,
     /// Extensions of its files.
-    pub types: &'a [String],
+    pub types: &'a BTreeSet<String>,
     pub size: u64,
+}
+
+/// A document taken apart: the slow half of indexing, done without the index.
+pub struct Prepared {
+    key: InfoHash,
+    size: u64,
+    words: BTreeSet<String>,
+    names: [u64; 2],
+}
+
+impl Prepared {
+    pub fn new(document: Document<'_>) -> Prepared {
+        let mut words: BTreeSet<String> = words::name_words(document.name).into_iter().collect();
+        for path in document.paths {
+            words.extend(words::name_words(&path));
+            if words.len() >= words::MAX_WORDS {
+                break;
+            }
+        }
+        words.extend(document.types.iter().map(|file_type| type_word(file_type)));
+        let (stem, _) = crate::wire::name::split_extension(document.name);
+        let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
+        Prepared { key: document.key, size: document.size, words, names }
+    }
 }
 
 /// Torrents in the order of the answer.
@@ -108,20 +132,12 @@ impl Index {
     }
 
     /// Enters a torrent as the newest. One that is there already stays as it is.
-    pub fn insert(&mut self, document: Document<'_>) {
-        if self.numbers.contains_key(&document.key) {
+    pub fn insert(&mut self, prepared: Prepared) {
+        if self.numbers.contains_key(&prepared.key) {
             return;
         }
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
-        let mut words: BTreeSet<String> = words::name_words(document.name).into_iter().collect();
-        for path in document.paths {
-            words.extend(words::name_words(&path));
-            if words.len() >= words::MAX_WORDS {
-                break;
-            }
-        }
-        words.extend(document.types.iter().map(|file_type| type_word(file_type)));
-        for word in words {
+        for word in prepared.words {
             self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
             match self.dictionary.get_mut(word.as_str()) {
                 Some(numbers) => numbers.push(number),
@@ -130,10 +146,9 @@ impl Index {
                 }
             }
         }
-        let (stem, _) = crate::wire::name::split_extension(document.name);
-        let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
-        self.torrents.push(Torrent { key: document.key, size: document.size, seeders: 0, names });
-        self.numbers.insert(document.key, number);
+        let Prepared { key, size, names, .. } = prepared;
+        self.torrents.push(Torrent { key, size, seeders: 0, names });
+        self.numbers.insert(key, number);
         self.live.insert(number);
     }
 
@@ -370,9 +385,9 @@ mod tests {
     }
 
     fn enter(index: &mut Index, n: usize, name: &str, path: &str, size: u64) {
-        let types = [crate::wire::name::split_extension(name).1.to_owned()];
+        let types = BTreeSet::from([crate::wire::name::split_extension(name).1.to_owned()]);
         let paths = &mut std::iter::once(path.to_owned());
-        index.insert(Document { key: number(n), name, paths, types: &types, size });
+        index.insert(Prepared::new(Document { key: number(n), name, paths, types: &types, size }));
     }
 
     fn catalogue() -> Index {
