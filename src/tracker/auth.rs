@@ -60,9 +60,7 @@ impl Gatekeeper {
         let method = if withdraws { "DELETE" } else { "POST" };
         let text = signing_text(method, host, key, given.unix_seconds);
         let verifying = VerifyingKey::from_bytes(&given.key).map_err(|_| AuthError::Signature)?;
-        verifying
-            .verify_strict(&text, &Signature::from_bytes(&given.signature))
-            .map_err(|_| AuthError::Signature)?;
+        verifying.verify_strict(&text, &Signature::from_bytes(&given.signature)).map_err(|_| AuthError::Signature)?;
         if given.unix_seconds.abs_diff(unix_seconds) > MAX_CLOCK_OFF_S {
             return Err(AuthError::Clock);
         }
@@ -117,7 +115,8 @@ mod tests {
     #[test]
     fn ten_minutes_either_way() {
         let (gate, signer, key) = (Gatekeeper::default(), SigningKey::from_bytes(&[3; 32]), InfoHash::new([1; 20]));
-        for (at, accepted) in [(NOW - 600, true), (NOW - 601, false), (NOW + 600, true), (NOW + 601, false), (0, false)] {
+        for (at, accepted) in [(NOW - 600, true), (NOW - 601, false), (NOW + 600, true), (NOW + 601, false), (0, false)]
+        {
             let header = header(&signer, "POST", "h", &key, at);
             let checked = gate.check(&header, "h", &key, false, NOW);
             assert_eq!(checked.err(), (!accepted).then_some(AuthError::Clock), "{at}");

@@ -260,6 +260,13 @@ impl Catalogue {
         self.read().is_live(key)
     }
 
+    /// Whether this key published it, and has not withdrawn it since.
+    pub fn is_publisher(&self, key: &InfoHash, publisher: &Publisher) -> bool {
+        let tables = self.read();
+        let entry = tables.entries.get(key).filter(|entry| entry.withdrawn_at.is_none());
+        entry.is_some_and(|entry| entry.publishers.contains(publisher))
+    }
+
     /// Those of the concatenated keys that cannot be found, in the same form.
     pub fn unknown(&self, keys: &[u8]) -> Vec<u8> {
         let tables = self.read();
@@ -282,7 +289,12 @@ impl Catalogue {
     }
 
     /// For the order of hits.
-    pub fn set_seeders(&self, counts: &[(InfoHash, u32)]) {
+    pub fn set_seeders(&self, mut counts: Vec<(InfoHash, u32)>) {
+        {
+            // Most swarms may be of torrents that were never published here.
+            let tables = self.read();
+            counts.retain(|(key, _)| tables.is_live(key));
+        }
         if !counts.is_empty() {
             let mut tables = self.write();
             counts.iter().for_each(|(key, seeders)| tables.index.set_seeders(key, *seeders));

@@ -143,9 +143,11 @@ impl UdpThreads {
         }
         Ok(threads)
     }
+}
 
-    /// Ends the threads. Blocking, for as long as the datagram in hand takes.
-    pub fn stop(mut self) {
+/// Ends the threads; waits as long as the datagram in hand takes.
+impl Drop for UdpThreads {
+    fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
         for socket in &self.sockets {
             // It says "not connected" and wakes the reader all the same; if it did not, the receive time-out would.
