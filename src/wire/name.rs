@@ -1,7 +1,7 @@
 //! Names of files as they travel: bytes, checked, never rewritten. What a check refuses is refused as a whole; a name
 //! that was quietly changed would make two peers disagree about the same torrent.
 
-use std::borrow::Cow;
+use std::borrow::{Borrow, Cow};
 use std::ffi::OsStr;
 use std::fmt::{self, Write as _};
 use std::os::unix::ffi::OsStrExt;
@@ -164,6 +164,13 @@ impl RelPath {
     /// As text: for JSON and for search. For a terminal use `Display`, which escapes.
     pub fn to_string_lossy(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
+    }
+}
+
+/// Paths order as their bytes do, so that a map of paths can be asked for all that begin alike.
+impl Borrow<[u8]> for RelPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
     }
 }
 
