@@ -1,1 +1,305 @@
-//! See ARCHITECTURE.md.
+//! trackerd as a library: who has what, search, and what was published. peerd runs one inside itself when asked to.
+//!
+//! - [`swarms`], [`limits`], [`search`]: the tables; `now` and the generator are arguments, nothing is read from a clock.
+//! - [`announcer`] is what [`udp`] and [`http`] share: one announce, whichever way it came.
+//! - [`catalogue`] is what was published, in memory; `registry` its form in the store, `scribe` the thread that writes
+//!   behind, [`content_file`] the list for people.
+//! - [`Tracker`] puts them together, starts the threads and stops them.
+
+pub mod addresses;
+pub mod announcer;
+pub mod auth;
+pub mod catalogue;
+pub mod config;
+pub mod connection_id;
+pub mod content_file;
+pub mod http;
+pub mod limits;
+pub mod metrics;
+mod registry;
+mod scribe;
+pub mod search;
+pub mod sockets;
+pub mod swarms;
+pub mod udp;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use nix::sys::resource::{Resource, getrlimit};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use self::addresses::{OwnAddresses, interface_addresses};
+use self::announcer::Announcer;
+use self::catalogue::{Catalogue, OpenError};
+use self::connection_id::ConnectionIds;
+use self::http::Site;
+use self::http::server::{MAX_CONNECTIONS, serve};
+use self::sockets::{BindError, Bound, bind_all};
+use self::udp::UdpThreads;
+use crate::clock::{Clock, SystemClock};
+use crate::db::{SledStore, StoreError};
+
+/// How often the tables are looked after.
+const UPKEEP_EVERY: Duration = Duration::from_millis(500);
+/// In upkeeps: the interfaces are looked at every 30 s.
+const ADDRESSES_EVERY: u64 = 60;
+/// In upkeeps: what was withdrawn an hour ago is dropped within a minute.
+const WITHDRAWN_EVERY: u64 = 120;
+/// The folder of the database within the state folder; the lock that says who runs lies in it.
+pub const STORE_DIR: &str = "registry";
+
+/// How to run a tracker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TrackerOptions {
+    /// Where to listen, TCP and UDP; port 0 is any free one. Empty: port 6969 of every address.
+    pub listen: Vec<SocketAddr>,
+    /// Made if it is not there.
+    pub state_dir: PathBuf,
+    /// Whether `/torrents/<key>/peers` names anybody.
+    pub list_peers: bool,
+    /// `host` or `host:port` by which this tracker is known outside.
+    pub public_address: Option<String>,
+    /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
+    pub trusted_proxies: Vec<IpAddr>,
+}
+
+impl TrackerOptions {
+    /// The defaults, with this state folder.
+    pub fn new(state_dir: impl Into<PathBuf>) -> TrackerOptions {
+        TrackerOptions {
+            listen: Vec::new(),
+            state_dir: state_dir.into(),
+            list_peers: true,
+            public_address: None,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// Why a tracker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    #[error("{}: {source}", path.display())]
+    State { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Catalogue(#[from] OpenError),
+    #[error("public_address {0:?}: a host name or an address, with or without a port, is expected")]
+    PublicAddress(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(io::Error),
+}
+
+/// A running tracker. Dropped without [`Tracker::stop`] it ends too, without waiting for requests in hand.
+pub struct Tracker {
+    addresses: Vec<SocketAddr>,
+    stop: watch::Sender<bool>,
+    http: tokio::task::JoinHandle<()>,
+    threads: Threads,
+    store: Arc<SledStore>,
+}
+
+/// What runs beside the runtime. Dropped in this order.
+struct Threads {
+    udp: Vec<UdpThreads>,
+    upkeep: Upkeep,
+    catalogue: Arc<Catalogue>,
+}
+
+impl Tracker {
+    /// Listens first, then reads its state, then answers. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// See [`StartError`]; nothing runs then.
+    pub async fn start(options: TrackerOptions) -> Result<Tracker, StartError> {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(options));
+        let Prepared { bound, options, announcer, ids, store, catalogue } =
+            prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
+        let site = Arc::new(Site {
+            announcer: announcer.clone(),
+            catalogue: catalogue.clone(),
+            clock: clock.clone(),
+            list_peers: options.list_peers,
+            public_address: options.public_address,
+            gatekeeper: auth::Gatekeeper::default(),
+            bodies: http::BodyBudget::default(),
+            connections: Default::default(),
+        });
+        let addresses = bound.iter().map(|bound| bound.address).collect();
+        let (mut listeners, mut udp) = (Vec::new(), Vec::new());
+        for bound in bound {
+            listeners.push(TcpListener::from_std(bound.tcp).map_err(StartError::Thread)?);
+            udp.push(UdpThreads::start(bound.udp, &announcer, &ids, &clock).map_err(StartError::Thread)?);
+        }
+        let upkeep = Upkeep::start(announcer, catalogue.clone(), clock).map_err(StartError::Thread)?;
+        let (stop, stopped) = watch::channel(false);
+        let http = tokio::spawn(serve(site, listeners, max_connections(), stopped));
+        Ok(Tracker { addresses, stop, http, threads: Threads { udp, upkeep, catalogue }, store })
+    }
+
+    /// Where it listens, the ports filled in.
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Finishes what is in hand, writes everything.
+    ///
+    /// # Errors
+    /// When not everything could be written.
+    pub async fn stop(self) -> Result<(), StoreError> {
+        let Tracker { stop, http, threads, store, .. } = self;
+        // The receivers may be gone already: then there is nothing to tell.
+        let _ = stop.send(true);
+        if let Err(error) = http.await {
+            tracing::error!(%error, "HTTP had ended before");
+        }
+        let ended = tokio::task::spawn_blocking(move || {
+            let Threads { udp, upkeep, catalogue } = threads;
+            drop((udp, upkeep));
+            catalogue.stop();
+            store.close()
+        });
+        ended.await.unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+/// What blocks while starting.
+struct Prepared {
+    bound: Vec<Bound>,
+    options: TrackerOptions,
+    announcer: Arc<Announcer>,
+    ids: Arc<ConnectionIds>,
+    store: Arc<SledStore>,
+    catalogue: Arc<Catalogue>,
+}
+
+impl Prepared {
+    fn new(options: TrackerOptions) -> Result<Prepared, StartError> {
+        let public_ip = match &options.public_address {
+            Some(address) => public_ip(address).ok_or_else(|| StartError::PublicAddress(address.clone()))?,
+            None => None,
+        };
+        let bound = bind_all(&options.listen, udp::threads())?;
+        let state_dir = &options.state_dir;
+        let state = |source| StartError::State { path: state_dir.clone(), source };
+        std::fs::create_dir_all(state_dir).map_err(state)?;
+        let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
+        let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
+        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone())?);
+        let own = OwnAddresses::new(public_ip);
+        own.refresh();
+        let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
+        let announcer = Arc::new(Announcer { own, trusted_proxies, ..Announcer::default() });
+        Ok(Prepared { bound, options, announcer, ids, store, catalogue })
+    }
+}
+
+/// The address in `host` or `host:port`, if it is one and no name; `None` when it is neither.
+fn public_ip(address: &str) -> Option<Option<IpAddr>> {
+    if let Ok(address) = address.parse::<SocketAddr>() {
+        return Some(Some(address.ip()));
+    }
+    if let Ok(ip) = address.parse() {
+        return Some(Some(ip));
+    }
+    let (host, port) = address.rsplit_once(':').unwrap_or((address, "80"));
+    let is_name = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte));
+    (is_name && port.parse::<u16>().is_ok()).then_some(None)
+}
+
+/// Half of the descriptors that the process may have: the rest is for the store, peers and logs.
+fn max_connections() -> usize {
+    let (descriptors, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap_or((1_024, 1_024));
+    usize::try_from(descriptors / 2).unwrap_or(MAX_CONNECTIONS).clamp(16, MAX_CONNECTIONS)
+}
+
+/// What others type to use a tracker that listens on `addresses`: a command for each of this host's addresses by which it
+/// can be reached.
+pub fn commands_for_others(addresses: &[SocketAddr]) -> Vec<String> {
+    let mut commands = Vec::new();
+    for address in addresses {
+        let ips = if address.ip().is_unspecified() { interface_addresses() } else { vec![address.ip()] };
+        let reachable = |ip: &IpAddr| match ip {
+            IpAddr::V4(ip) => !ip.is_loopback() && !ip.is_link_local(),
+            IpAddr::V6(ip) => !ip.is_loopback() && !ip.is_unicast_link_local(),
+        };
+        let ips = ips.into_iter().filter(|ip| ip.is_ipv4() == address.is_ipv4() && reachable(ip));
+        commands.extend(ips.map(|ip| format!("peerd {ip} {}", address.port())));
+    }
+    commands
+}
+
+/// The thread that looks after the tables: drops the silent, tells the index who has seeders.
+struct Upkeep {
+    stop: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Upkeep {
+    fn start(announcer: Arc<Announcer>, catalogue: Arc<Catalogue>, clock: Arc<dyn Clock>) -> io::Result<Upkeep> {
+        let (stop, stopped) = sync_channel(0);
+        let run = move || {
+            for round in 0_u64.. {
+                announcer.swarms.expire(clock.now());
+                let mut changed = Vec::new();
+                announcer.swarms.drain_changed(|key, counts| changed.push((*key, counts.seeders)));
+                catalogue.set_seeders(changed);
+                if round % ADDRESSES_EVERY == ADDRESSES_EVERY - 1 {
+                    announcer.own.refresh();
+                }
+                if round % WITHDRAWN_EVERY == 0 {
+                    catalogue.drop_withdrawn(clock.unix_seconds());
+                }
+                if stopped.recv_timeout(UPKEEP_EVERY) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
+            }
+        };
+        let thread = std::thread::Builder::new().name("tracker-upkeep".into()).spawn(run)?;
+        Ok(Upkeep { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Upkeep {
+    fn drop(&mut self) {
+        // Its end of the channel hears of it at once.
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            tracing::error!("the thread that looks after the swarms had panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn public_addresses() {
+        let ip = |text: &str| Some(Some(text.parse().unwrap()));
+        assert_eq!(public_ip("203.0.113.1"), ip("203.0.113.1"));
+        assert_eq!(public_ip("[2001:db8::1]:6969"), ip("2001:db8::1"));
+        assert_eq!(public_ip("tracker.example.org:6969"), Some(None));
+        assert_eq!(public_ip("tracker"), Some(None));
+        for bad in ["", "http://x", "a b", "x:99999", ":80"] {
+            assert_eq!(public_ip(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn commands_name_a_given_address_as_it_is() {
+        let commands = commands_for_others(&["192.0.2.7:7000".parse().unwrap(), "127.0.0.1:6969".parse().unwrap()]);
+        assert_eq!(commands, ["peerd 192.0.2.7 7000"]);
+    }
+}

@@ -1,0 +1,488 @@
+//! What was published: found by words, served as `.torrent`, withdrawn by who published it. In memory; the scribe writes
+//! behind.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use super::auth::{Freshness, Publisher};
+use super::content_file::{self, ContentFile};
+use super::registry::{self, Entry, MAX_PUBLISHERS, Summary};
+use super::scribe::Scribe;
+use super::search::{Index, Prepared, TooManyWords};
+use crate::db::segments::{SegmentError, SegmentLog};
+use crate::db::{Store, StoreError};
+use crate::wire::catalogue::{Match, SearchQuery};
+use crate::wire::id::InfoHash;
+use crate::wire::metainfo::Metainfo;
+
+/// Torrents known at most: some 2 GB of memory. Beyond, publishing is refused.
+const MAX_TORRENTS: usize = 2_000_000;
+/// A withdrawn `.torrent` is served this long to those in the middle of it.
+const SERVED_AFTER_WITHDRAWAL_S: u64 = 3_600;
+/// The disk keeps this much for others.
+const RESERVE_BYTES: u64 = 256 << 20;
+
+/// Why the catalogue cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Segments(#[from] SegmentError),
+    #[error("{}: {source}", path.display())]
+    Io { path: PathBuf, source: std::io::Error },
+}
+
+/// What publishing did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Published {
+    New,
+    /// It was there; the publisher is one more who may withdraw it.
+    Known,
+}
+
+/// Why nothing was published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    #[error("this signature was used before: sign again")]
+    Replayed,
+    #[error("the catalogue is full")]
+    Full,
+    #[error("the tracker's disk does not keep up: try again in a minute")]
+    Behind,
+    #[error("the tracker's disk is full")]
+    DiskFull,
+    #[error("the tracker's disk: {0}")]
+    Disk(#[from] SegmentError),
+}
+
+/// Why nothing was withdrawn.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum WithdrawError {
+    #[error("no such torrent")]
+    Unknown,
+    #[error("this key has not published it: only its publishers can withdraw it")]
+    NotPublisher,
+    #[error("the tracker's disk does not keep up: try again in a minute")]
+    Behind,
+}
+
+/// One torrent in the answer to a search.
+#[derive(Clone, Debug)]
+pub struct FoundTorrent {
+    pub key: InfoHash,
+    pub summary: Summary,
+    pub added: u64,
+    pub matched: Match,
+}
+
+pub struct Catalogue {
+    tables: RwLock<Tables>,
+    segments: Arc<SegmentLog>,
+    scribe: Scribe,
+    state_dir: PathBuf,
+}
+
+#[derive(Default)]
+struct Tables {
+    /// The withdrawn ones too, until they are dropped.
+    entries: HashMap<InfoHash, Entry>,
+    /// Those that can be found.
+    index: Index,
+}
+
+impl Tables {
+    fn is_live(&self, key: &InfoHash) -> bool {
+        self.entries.get(key).is_some_and(|entry| entry.withdrawn_at.is_none())
+    }
+}
+
+impl Catalogue {
+    /// Everything that the state folder holds. Blocking.
+    ///
+    /// # Errors
+    /// When the disk fails. A torrent whose record or `.torrent` is damaged is left out, and logged.
+    pub fn open(state_dir: &Path, store: Arc<dyn Store>) -> Result<Catalogue, OpenError> {
+        let segments = Arc::new(SegmentLog::open(&state_dir.join("torrents"))?);
+        let mut tables = Tables::default();
+        let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
+        for loaded in registry::load(&*store, |position| segments.read(position), skipped)? {
+            if loaded.entry.withdrawn_at.is_none() {
+                tables.index.insert(loaded.prepared);
+            }
+            tables.entries.insert(loaded.key, loaded.entry);
+        }
+        let content = content_file(state_dir, &tables, &segments)
+            .map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
+        let scribe = Scribe::start(store, segments.clone(), content)
+            .map_err(|source| OpenError::Io { path: state_dir.to_path_buf(), source })?;
+        Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf() })
+    }
+
+    /// Torrents that can be found.
+    pub fn len(&self) -> usize {
+        self.read().index.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Changes that the disk does not have yet.
+    pub fn unwritten(&self) -> usize {
+        self.scribe.pending().batch.len()
+    }
+
+    /// Whether the disk takes what is published.
+    pub fn is_healthy(&self) -> bool {
+        !self.scribe.has_failed()
+    }
+
+    /// Enters a torrent, or one more publisher of it. Without a publisher nobody can withdraw it. Blocking.
+    ///
+    /// # Errors
+    /// See [`PublishError`].
+    pub fn publish(
+        &self,
+        metainfo: &Metainfo,
+        publisher: Option<(Publisher, Freshness)>,
+        unix_seconds: u64,
+    ) -> Result<Published, PublishError> {
+        let key = metainfo.info_hash();
+        self.admit(&key, publisher)?;
+        let publisher = publisher.map(|(publisher, _)| publisher);
+        let prepared = self.prepare(metainfo, unix_seconds)?;
+        let mut tables = self.write();
+        let mut pending = self.scribe.pending();
+        let tables = &mut *tables;
+        let live = tables.is_live(&key);
+        let entry = match (tables.entries.get_mut(&key), prepared) {
+            (Some(entry), None) if live => entry,
+            (_, Some((new, words))) if !live => {
+                let entry = tables.entries.entry(key).or_insert(new);
+                entry.withdrawn_at = None;
+                entry.added = unix_seconds;
+                entry.put(&key, &mut pending.batch);
+                tables.index.insert(words);
+                pending.add_lines(&key, &registry::content_lines(metainfo));
+                entry
+            }
+            // Two at once published it: the other one has entered it.
+            (Some(entry), Some(_)) => entry,
+            // Withdrawn at this very moment: the client asks again.
+            _ => return Err(PublishError::Behind),
+        };
+        if let Some(publisher) = publisher.filter(|publisher| !entry.publishers.contains(publisher))
+            && entry.publishers.len() < MAX_PUBLISHERS
+        {
+            entry.publishers.push(publisher);
+            registry::put_publisher(&key, &publisher, unix_seconds, &mut pending.batch);
+        }
+        Ok(if live { Published::Known } else { Published::New })
+    }
+
+    /// The slow half, without holding anybody up: the entry to be and its words. `None` where the torrent is live.
+    fn prepare(&self, metainfo: &Metainfo, unix_seconds: u64) -> Result<Option<(Entry, Prepared)>, PublishError> {
+        let key = metainfo.info_hash();
+        let (live, stored_at) = {
+            let tables = self.read();
+            (tables.is_live(&key), tables.entries.get(&key).map(|entry| entry.position))
+        };
+        if live {
+            return Ok(None);
+        }
+        let position = match stored_at {
+            Some(position) => position,
+            // What lies beside `info` and is not ours is not kept: 10 MiB of it could be.
+            None => self.segments.append(&metainfo.with_announce(None))?,
+        };
+        let summary = Summary::of(metainfo);
+        let words = summary.prepare(key, Some(metainfo));
+        Ok(Some((Entry { summary, position, added: unix_seconds, publishers: Vec::new(), withdrawn_at: None }, words)))
+    }
+
+    fn admit(&self, key: &InfoHash, publisher: Option<(Publisher, Freshness)>) -> Result<(), PublishError> {
+        let tables = self.read();
+        let entry = tables.entries.get(key).filter(|entry| entry.withdrawn_at.is_none());
+        if let Some((publisher, Freshness::Replayed)) = publisher
+            && !entry.is_some_and(|entry| entry.publishers.contains(&publisher))
+        {
+            return Err(PublishError::Replayed);
+        }
+        if entry.is_none() && tables.entries.len() >= MAX_TORRENTS {
+            return Err(PublishError::Full);
+        }
+        if !self.scribe.has_room() {
+            return Err(PublishError::Behind);
+        }
+        let free = nix::sys::statvfs::statvfs(&self.state_dir);
+        let free = free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
+        if free < RESERVE_BYTES { Err(PublishError::DiskFull) } else { Ok(()) }
+    }
+
+    /// Takes this publisher from the torrent; with the last one it leaves the search.
+    ///
+    /// # Errors
+    /// See [`WithdrawError`].
+    pub fn withdraw(&self, key: &InfoHash, publisher: &Publisher, unix_seconds: u64) -> Result<(), WithdrawError> {
+        if !self.scribe.has_room() {
+            return Err(WithdrawError::Behind);
+        }
+        let mut tables = self.write();
+        let tables = &mut *tables;
+        let entry = tables.entries.get_mut(key).filter(|entry| entry.withdrawn_at.is_none());
+        let entry = entry.ok_or(WithdrawError::Unknown)?;
+        let place = entry.publishers.iter().position(|known| known == publisher).ok_or(WithdrawError::NotPublisher)?;
+        entry.publishers.swap_remove(place);
+        let mut pending = self.scribe.pending();
+        registry::delete_publisher(key, publisher, &mut pending.batch);
+        if entry.publishers.is_empty() {
+            entry.withdrawn_at = Some(unix_seconds);
+            entry.put(key, &mut pending.batch);
+            tables.index.remove(key);
+            pending.remove_lines(*key);
+        }
+        Ok(())
+    }
+
+    /// The `.torrent`, of a torrent withdrawn within the last hour too; `None` if it is not known. Blocking.
+    ///
+    /// # Errors
+    /// When the disk fails.
+    pub fn torrent(&self, key: &InfoHash) -> Result<Option<Vec<u8>>, SegmentError> {
+        let position = self.read().entries.get(key).map(|entry| entry.position);
+        position.map(|position| self.segments.read(position)).transpose()
+    }
+
+    /// Whether it can be found.
+    pub fn contains(&self, key: &InfoHash) -> bool {
+        self.read().is_live(key)
+    }
+
+    /// Whether this key published it, and has not withdrawn it since.
+    pub fn is_publisher(&self, key: &InfoHash, publisher: &Publisher) -> bool {
+        let tables = self.read();
+        let entry = tables.entries.get(key).filter(|entry| entry.withdrawn_at.is_none());
+        entry.is_some_and(|entry| entry.publishers.contains(publisher))
+    }
+
+    /// Those of the concatenated keys that cannot be found, in the same form.
+    pub fn unknown(&self, keys: &[u8]) -> Vec<u8> {
+        let tables = self.read();
+        let keys = keys.chunks_exact(InfoHash::LEN).filter_map(InfoHash::from_slice);
+        keys.filter(|key| !tables.is_live(key)).flat_map(|key| key.as_bytes().to_vec()).collect()
+    }
+
+    /// The number of all that match, and the page asked for. Takes milliseconds with a million torrents.
+    ///
+    /// # Errors
+    /// When the query has too many words.
+    pub fn search(&self, query: &SearchQuery) -> Result<(u64, Vec<FoundTorrent>), TooManyWords> {
+        let tables = self.read();
+        let found = tables.index.search(query)?;
+        let page = found.hits.into_iter().filter_map(|(key, matched)| {
+            let entry = tables.entries.get(&key)?;
+            Some(FoundTorrent { key, summary: entry.summary.clone(), added: entry.added, matched })
+        });
+        Ok((found.total, page.collect()))
+    }
+
+    /// For the order of hits.
+    pub fn set_seeders(&self, mut counts: Vec<(InfoHash, u32)>) {
+        {
+            // Most swarms may be of torrents that were never published here.
+            let tables = self.read();
+            counts.retain(|(key, _)| tables.is_live(key));
+        }
+        if !counts.is_empty() {
+            let mut tables = self.write();
+            counts.iter().for_each(|(key, seeders)| tables.index.set_seeders(key, *seeders));
+        }
+    }
+
+    /// Drops what was withdrawn an hour ago. To be called every minute or so.
+    pub fn drop_withdrawn(&self, unix_seconds: u64) {
+        let due = |entry: &Entry| {
+            entry.withdrawn_at.is_some_and(|at| unix_seconds.saturating_sub(at) >= SERVED_AFTER_WITHDRAWAL_S)
+        };
+        let keys: Vec<InfoHash> =
+            self.read().entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| *key).collect();
+        if keys.is_empty() {
+            return;
+        }
+        let mut tables = self.write();
+        let mut pending = self.scribe.pending();
+        for key in keys {
+            if tables.entries.get(&key).is_some_and(due)
+                && let Some(entry) = tables.entries.remove(&key)
+            {
+                entry.delete(&key, &mut pending.batch);
+            }
+        }
+    }
+
+    /// The file that `GET /search_content.txt` serves.
+    pub fn content_path(&self) -> PathBuf {
+        self.state_dir.join(content_file::FILE_NAME)
+    }
+
+    /// Writes everything. Blocking.
+    pub fn stop(&self) {
+        self.scribe.stop();
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The content file as the registry demands it.
+fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std::io::Result<ContentFile> {
+    let live = tables.entries.iter().filter(|(_, entry)| entry.withdrawn_at.is_none());
+    let lines = live.map(|(key, entry)| (*key, entry.summary.lines)).collect();
+    let (mut content, missing) = ContentFile::open(state_dir, &lines)?;
+    for key in missing {
+        let Some(entry) = tables.entries.get(&key) else { continue };
+        if entry.summary.single_file {
+            content.append(&content_file::line(&entry.summary.name, &key))?;
+            continue;
+        }
+        let metainfo = segments.read(entry.position).ok().and_then(|bytes| Metainfo::parse(&bytes).ok());
+        match metainfo {
+            Some(metainfo) => content.append(&registry::content_lines(&metainfo))?,
+            None => tracing::error!(%key, "its files are missing from search_content.txt: its .torrent is damaged"),
+        }
+    }
+    Ok(content)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::db::MemStore;
+    use crate::wire::id::PieceCheck;
+    use crate::wire::metainfo::{InfoSpec, SpecFiles, build};
+    use crate::wire::name::{FileName, RelPath};
+    use std::time::{Duration, Instant};
+
+    const HOUR: u64 = SERVED_AFTER_WITHDRAWAL_S;
+
+    fn torrent(name: &str, files: &[&str]) -> Metainfo {
+        let name = FileName::new(name.as_bytes()).unwrap();
+        let paths = files.iter().map(|file| (RelPath::parse(file.as_bytes()).unwrap(), 5));
+        let files = if files.is_empty() { SpecFiles::Single(10) } else { SpecFiles::Multi(paths.collect()) };
+        let pieces = vec![PieceCheck::Sha1([7; 20])];
+        let spec = InfoSpec { name, files, piece_bytes: 65_536, pieces, private: true };
+        let folder = RelPath::parse(b"some/folder").unwrap();
+        Metainfo::parse(&build(&spec, None, Some(&folder)).unwrap()).unwrap()
+    }
+
+    fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
+        let (total, page) = catalogue.search(&SearchQuery::words(words)).unwrap();
+        assert_eq!(total, page.len() as u64);
+        page.into_iter().map(|found| found.summary.name).collect()
+    }
+
+    fn content(catalogue: &Catalogue) -> String {
+        std::fs::read_to_string(catalogue.content_path()).unwrap()
+    }
+
+    fn by(n: u8) -> Option<(Publisher, Freshness)> {
+        Some(([n; 32], Freshness::New))
+    }
+
+    #[test]
+    fn publishers_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new());
+        let catalogue = Catalogue::open(dir.path(), store).unwrap();
+        let metainfo = torrent("got5.mp4", &[]);
+        let key = metainfo.info_hash();
+        assert_eq!(catalogue.publish(&metainfo, by(1), 100).unwrap(), Published::New);
+        assert_eq!(catalogue.publish(&metainfo, by(1), 101).unwrap(), Published::Known);
+        assert_eq!(catalogue.publish(&metainfo, by(2), 102).unwrap(), Published::Known);
+        assert_eq!(catalogue.publish(&metainfo, None, 103).unwrap(), Published::Known);
+        assert_eq!(catalogue.withdraw(&key, &[9; 32], 104), Err(WithdrawError::NotPublisher));
+        catalogue.withdraw(&key, &[1; 32], 105).unwrap();
+        assert_eq!(found(&catalogue, "got5"), ["got5.mp4"]);
+        catalogue.withdraw(&key, &[2; 32], 106).unwrap();
+        assert_eq!(found(&catalogue, "got5"), [""; 0]);
+        assert_eq!(catalogue.withdraw(&key, &[2; 32], 107), Err(WithdrawError::Unknown));
+        assert_eq!(catalogue.unknown(&[key.as_bytes(), &[1; 20]].concat()), [key.as_bytes(), &[1; 20]].concat());
+        // Those in the middle of it get the .torrent for an hour.
+        catalogue.drop_withdrawn(105 + HOUR);
+        let bytes = catalogue.torrent(&key).unwrap().unwrap();
+        assert_eq!(Metainfo::parse(&bytes).unwrap().info_hash(), key);
+        catalogue.drop_withdrawn(106 + HOUR);
+        assert_eq!(catalogue.torrent(&key).unwrap(), None);
+    }
+
+    #[test]
+    fn a_replayed_signature_does_nothing_that_was_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::open(dir.path(), Arc::new(MemStore::new())).unwrap();
+        let metainfo = torrent("a", &[]);
+        let replayed = Some(([1; 32], Freshness::Replayed));
+        assert!(matches!(catalogue.publish(&metainfo, replayed, 1), Err(PublishError::Replayed)));
+        catalogue.publish(&metainfo, by(1), 1).unwrap();
+        assert_eq!(catalogue.publish(&metainfo, replayed, 2).unwrap(), Published::Known);
+        catalogue.withdraw(&metainfo.info_hash(), &[1; 32], 3).unwrap();
+        assert!(matches!(catalogue.publish(&metainfo, replayed, 4), Err(PublishError::Replayed)));
+    }
+
+    #[test]
+    fn a_restart_knows_everything_and_the_content_file_is_right() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new());
+        let single = torrent("Film (2020).mkv", &[]);
+        let folder = torrent("Album.2.0", &["one.flac", "sub/two.flac", "cover.jpg"]);
+        let long = torrent(&"x".repeat(255), &[]);
+        let gone = torrent("gone.txt", &[]);
+        let catalogue = Catalogue::open(dir.path(), store.clone()).unwrap();
+        for (at, metainfo) in [(1, &single), (2, &folder), (3, &long), (4, &gone)] {
+            catalogue.publish(metainfo, by(1), at).unwrap();
+        }
+        catalogue.withdraw(&gone.info_hash(), &[1; 32], 5).unwrap();
+        let expected = [&single, &folder, &long].map(registry::content_lines).concat();
+        assert_eq!(expected.lines().count(), 5);
+        catalogue.stop();
+        assert_eq!(content(&catalogue), expected);
+        // As after a crash that lost the content file's end.
+        let cut = content(&catalogue).len() - 400;
+        std::fs::write(catalogue.content_path(), &content(&catalogue)[..cut]).unwrap();
+        drop(catalogue);
+
+        let catalogue = Catalogue::open(dir.path(), store).unwrap();
+        assert_eq!(found(&catalogue, ""), [&"x".repeat(255), "Album.2.0", "Film (2020).mkv"]);
+        assert_eq!(found(&catalogue, "two flac"), ["Album.2.0"]);
+        assert_eq!(found(&catalogue, "some folder film"), ["Film (2020).mkv"]);
+        let mut lines: Vec<String> = content(&catalogue).lines().map(str::to_owned).collect();
+        let mut expected: Vec<String> = expected.lines().map(str::to_owned).collect();
+        (lines.sort(), expected.sort());
+        assert_eq!(lines, expected);
+        assert!(catalogue.torrent(&gone.info_hash()).unwrap().is_some());
+        catalogue.withdraw(&single.info_hash(), &[1; 32], 9).unwrap();
+        assert_eq!(catalogue.publish(&gone, by(1), 10).unwrap(), Published::New);
+        assert_eq!(found(&catalogue, "gone"), ["gone.txt"]);
+    }
+
+    #[test]
+    fn publications_reach_the_disk_by_themselves() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new());
+        let catalogue = Catalogue::open(dir.path(), store.clone()).unwrap();
+        let metainfo = torrent("a.txt", &[]);
+        catalogue.publish(&metainfo, by(1), 1).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(5);
+        while catalogue.unwritten() > 0 || content(&catalogue).is_empty() {
+            assert!(Instant::now() < deadline);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(content(&catalogue), registry::content_lines(&metainfo));
+    }
+}

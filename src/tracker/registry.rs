@@ -1,0 +1,232 @@
+//! What is known of each published torrent, in memory and as it lies in the store.
+
+use std::collections::{BTreeSet, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+use super::auth::Publisher;
+use super::content_file;
+use super::search::{Document, Prepared};
+use crate::db::record::{Record, RecordError, decode_record, encode_record};
+use crate::db::segments::{Position, SegmentError};
+use crate::db::{Batch, MAX_VALUE_BYTES, Store, StoreError, Table};
+use crate::wire::id::InfoHash;
+use crate::wire::metainfo::{Metainfo, MetainfoError};
+use crate::wire::name::split_extension;
+
+/// Info-hash → [`TorrentRecord`].
+const TORRENTS: Table = Table::new("torrents");
+/// Info-hash ‖ public key → [`PublisherRecord`].
+const PUBLISHERS: Table = Table::new("publishers");
+/// Publishers of one torrent: who comes later finds it published, and cannot withdraw it.
+pub const MAX_PUBLISHERS: usize = 1_000;
+
+/// What a search shows, computed from the `.torrent`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub name: String,
+    /// After the name's last dot; `-` for none, and for a folder.
+    pub file_type: String,
+    /// Below upload/, components joined by `/`.
+    pub path: String,
+    pub size: u64,
+    pub n_parts: u32,
+    /// Lines in `search_content.txt`: its files, without padding.
+    pub lines: u32,
+    /// One file: everything that is indexed stands in this summary.
+    pub single_file: bool,
+}
+
+impl Summary {
+    pub fn of(metainfo: &Metainfo) -> Summary {
+        let root = metainfo.root_keys();
+        let files = metainfo.files().iter().filter(|file| !file.padding).count();
+        let path = metainfo.upload_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
+        let name = root.name.to_string_lossy().into_owned();
+        let mut summary = Summary::single(name, path, root.size, root.n_parts);
+        if metainfo.is_multi_file() {
+            summary.single_file = false;
+            summary.file_type = "-".into();
+            summary.lines = u32::try_from(files).unwrap_or(u32::MAX);
+        }
+        summary
+    }
+
+    fn single(name: String, path: String, size: u64, n_parts: u32) -> Summary {
+        let file_type = split_extension(&name).1.to_owned();
+        Summary { file_type, name, path, size, n_parts, lines: 1, single_file: true }
+    }
+
+    /// For the index. `metainfo` is needed for a torrent of several files alone.
+    pub fn prepare(&self, key: InfoHash, metainfo: Option<&Metainfo>) -> Prepared {
+        let mut types = BTreeSet::from([self.file_type.clone()]);
+        let files = metainfo.filter(|_| !self.single_file).map(Metainfo::files).unwrap_or_default();
+        for file in files.iter().filter(|file| !file.padding) {
+            types.insert(split_extension(&file.path.file_name().to_string_lossy()).1.to_owned());
+        }
+        let paths = files.iter().filter(|file| !file.padding).map(|file| file.path.to_string_lossy().into_owned());
+        let paths = &mut std::iter::once(self.path.clone()).chain(paths);
+        Prepared::new(Document { key, name: &self.name, paths, types: &types, size: self.size })
+    }
+}
+
+/// The torrent's lines of `search_content.txt`.
+pub fn content_lines(metainfo: &Metainfo) -> String {
+    let key = metainfo.info_hash();
+    let files = metainfo.files().iter().filter(|file| !file.padding);
+    files.map(|file| content_file::line(&file.path.file_name().to_string_lossy(), &key)).collect()
+}
+
+/// One published torrent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub summary: Summary,
+    /// Where its `.torrent` lies.
+    pub position: Position,
+    /// Unix seconds of its publication.
+    pub added: u64,
+    /// Who may withdraw it; nobody if it was published without a signature.
+    pub publishers: Vec<Publisher>,
+    /// Unix seconds since when it is gone from search, its `.torrent` still served to those in the middle of it.
+    pub withdrawn_at: Option<u64>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct TorrentRecord {
+    position: Position,
+    added: u64,
+    withdrawn_at: Option<u64>,
+    /// Spares reading the `.torrent` at start; not for torrents of several files, nor where it would be too long.
+    summary: Option<SummaryRecord>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct SummaryRecord {
+    name: String,
+    path: String,
+    size: u64,
+    n_parts: u32,
+}
+
+impl Record for TorrentRecord {
+    const VERSION: u8 = 1;
+}
+
+#[derive(Serialize, Deserialize)]
+struct PublisherRecord {
+    since: u64,
+}
+
+impl Record for PublisherRecord {
+    const VERSION: u8 = 1;
+}
+
+/// Why a stored torrent is left out at start: it is logged, and the rest is served.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    #[error("its record: {0}")]
+    Record(#[from] RecordError),
+    #[error("its .torrent: {0}")]
+    Segment(#[from] SegmentError),
+    #[error("its .torrent: {0}")]
+    Metainfo(#[from] MetainfoError),
+}
+
+impl Entry {
+    /// Puts the entry, without its publishers, into a batch.
+    pub fn put(&self, key: &InfoHash, batch: &mut Batch) {
+        let Summary { name, path, size, n_parts, .. } = self.summary.clone();
+        let mut record = TorrentRecord {
+            position: self.position,
+            added: self.added,
+            withdrawn_at: self.withdrawn_at,
+            summary: self.summary.single_file.then_some(SummaryRecord { name, path, size, n_parts }),
+        };
+        let mut bytes = encode_record(&record);
+        if bytes.len() > MAX_VALUE_BYTES {
+            record.summary = None;
+            bytes = encode_record(&record);
+        }
+        batch.put(TORRENTS, key.as_bytes(), bytes);
+    }
+
+    pub fn delete(&self, key: &InfoHash, batch: &mut Batch) {
+        batch.delete(TORRENTS, key.as_bytes());
+        for publisher in &self.publishers {
+            delete_publisher(key, publisher, batch);
+        }
+    }
+}
+
+pub fn put_publisher(key: &InfoHash, publisher: &Publisher, since: u64, batch: &mut Batch) {
+    batch.put(PUBLISHERS, &[key.as_bytes(), publisher].concat(), encode_record(&PublisherRecord { since }));
+}
+
+pub fn delete_publisher(key: &InfoHash, publisher: &Publisher, batch: &mut Batch) {
+    batch.delete(PUBLISHERS, &[key.as_bytes(), publisher].concat());
+}
+
+/// A stored torrent as it was found.
+pub struct Loaded {
+    pub key: InfoHash,
+    pub entry: Entry,
+    pub prepared: Prepared,
+}
+
+/// Everything that is stored, oldest first. `read` fetches the `.torrent`s that are needed.
+///
+/// # Errors
+/// When the store cannot be read. What is damaged is told to `skipped` and left out.
+pub fn load(
+    store: &dyn Store,
+    read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
+    mut skipped: impl FnMut(&InfoHash, EntryError),
+) -> Result<Vec<Loaded>, StoreError> {
+    let mut publishers: HashMap<InfoHash, Vec<Publisher>> = HashMap::new();
+    store.for_each(PUBLISHERS, &[], &mut |key, value| {
+        let (torrent, publisher) = key.split_at_checked(InfoHash::LEN).unwrap_or_default();
+        if let (Some(torrent), Ok(publisher), Ok(_)) =
+            (InfoHash::from_slice(torrent), publisher.try_into(), decode_record::<PublisherRecord>(value))
+        {
+            publishers.entry(torrent).or_default().push(publisher);
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    let mut records: Vec<(InfoHash, TorrentRecord)> = Vec::new();
+    store.for_each(TORRENTS, &[], &mut |key, value| {
+        let Some(key) = InfoHash::from_slice(key) else { return std::ops::ControlFlow::Continue(()) };
+        match decode_record(value) {
+            Ok(record) => records.push((key, record)),
+            Err(error) => skipped(&key, error.into()),
+        }
+        std::ops::ControlFlow::Continue(())
+    })?;
+    records.sort_unstable_by_key(|(_, record)| (record.added, record.position.file, record.position.offset));
+    let mut loaded = Vec::with_capacity(records.len());
+    for (key, record) in records {
+        let publishers = publishers.remove(&key).unwrap_or_default();
+        match restore(key, record, publishers, &read) {
+            Ok(entry) => loaded.push(entry),
+            Err(error) => skipped(&key, error),
+        }
+    }
+    Ok(loaded)
+}
+
+fn restore(
+    key: InfoHash,
+    record: TorrentRecord,
+    publishers: Vec<Publisher>,
+    read: &impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
+) -> Result<Loaded, EntryError> {
+    let TorrentRecord { position, added, withdrawn_at, summary } = record;
+    let (summary, metainfo) = match summary {
+        Some(SummaryRecord { name, path, size, n_parts }) => (Summary::single(name, path, size, n_parts), None),
+        None => {
+            let metainfo = Metainfo::parse(&read(position)?)?;
+            (Summary::of(&metainfo), Some(metainfo))
+        }
+    };
+    let prepared = summary.prepare(key, metainfo.as_ref());
+    Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at }, prepared })
+}

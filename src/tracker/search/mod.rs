@@ -1,0 +1,513 @@
+//! Which torrents answer a query, and in what order. In memory, derived from the registry.
+//!
+//! Every word has the list of torrents that it occurs in. A query's words each make a set of torrents; their
+//! intersection is the answer: of exact words first, then of prefixes, and only if neither finds anything with one typo
+//! forgiven in longer words.
+
+mod set;
+mod typo;
+mod words;
+
+use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::{Hash, Hasher};
+use std::ops::Bound;
+
+use crate::wire::catalogue::{Match, SearchQuery};
+use crate::wire::id::InfoHash;
+use set::Set;
+use words::QueryWord;
+
+/// Words of one query: what a person types, and no lever for slow queries.
+pub const MAX_QUERY_WORDS: usize = 32;
+/// A typo is forgiven from here on: shorter words have too many neighbours.
+const TYPO_FROM_CHARS: usize = 5;
+/// Withdrawn torrents are swept out of the lists when they outnumber the others by this factor's inverse, and this many.
+const COMPACT_FROM: usize = 10_000;
+/// Begins the dictionary's entries for types: sorts before every letter, occurs in no word.
+const TYPE_MARK: char = '\u{1}';
+
+/// What is indexed of one torrent.
+pub struct Document<'a> {
+    pub key: InfoHash,
+    pub name: &'a str,
+    /// The path below upload/ and those of the files of a multi-file torrent.
+    pub paths: &'a mut dyn Iterator<Item = String>,
+    /// Extensions of its files.
+    pub types: &'a BTreeSet<String>,
+    pub size: u64,
+}
+
+/// A document taken apart: the slow half of indexing, done without the index.
+pub struct Prepared {
+    key: InfoHash,
+    size: u64,
+    words: BTreeSet<String>,
+    names: [u64; 2],
+}
+
+impl Prepared {
+    pub fn new(document: Document<'_>) -> Prepared {
+        let mut words: BTreeSet<String> = words::name_words(document.name).into_iter().collect();
+        for path in document.paths {
+            words.extend(words::name_words(&path));
+            if words.len() >= words::MAX_WORDS {
+                break;
+            }
+        }
+        words.extend(document.types.iter().map(|file_type| type_word(file_type)));
+        let (stem, _) = crate::wire::name::split_extension(document.name);
+        let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
+        Prepared { key: document.key, size: document.size, words, names }
+    }
+}
+
+/// Torrents in the order of the answer.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Found {
+    /// All that match, before `limit` and `offset`.
+    pub total: u64,
+    pub hits: Vec<(InfoHash, Match)>,
+}
+
+/// Words of a query beyond [`MAX_QUERY_WORDS`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("more than {MAX_QUERY_WORDS} words")]
+pub struct TooManyWords;
+
+#[derive(Default)]
+pub struct Index {
+    /// Torrents by number, the newest last.
+    torrents: Vec<Torrent>,
+    numbers: HashMap<InfoHash, u32>,
+    live: Set,
+    dictionary: BTreeMap<Box<str>, Vec<u32>>,
+    /// Letters beyond ASCII that occur: what a typo may have replaced.
+    letters: BTreeSet<char>,
+}
+
+struct Torrent {
+    key: InfoHash,
+    size: u64,
+    seeders: u32,
+    /// Digests of the plain form of the name, and of the name without its extension.
+    names: [u64; 2],
+}
+
+/// Better first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Name,
+    Stem,
+    Words,
+    Prefix,
+    Typo,
+}
+
+impl Rank {
+    fn shown(self) -> Match {
+        match self {
+            Rank::Name | Rank::Stem => Match::Exact,
+            Rank::Words => Match::Words,
+            Rank::Prefix => Match::Prefix,
+            Rank::Typo => Match::Typo,
+        }
+    }
+}
+
+/// Torrents that hold one word of the query: as it stands, and as the beginning of a longer one or so.
+struct WordSets {
+    exact: Set,
+    prefix: Set,
+}
+
+impl Index {
+    /// Torrents that can be found.
+    pub fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.numbers.is_empty()
+    }
+
+    /// Enters a torrent as the newest. One that is there already stays as it is.
+    pub fn insert(&mut self, prepared: Prepared) {
+        if self.numbers.contains_key(&prepared.key) {
+            return;
+        }
+        let Ok(number) = u32::try_from(self.torrents.len()) else { return };
+        for word in prepared.words {
+            self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
+            match self.dictionary.get_mut(word.as_str()) {
+                Some(numbers) => numbers.push(number),
+                None => {
+                    self.dictionary.insert(word.into(), vec![number]);
+                }
+            }
+        }
+        let Prepared { key, size, names, .. } = prepared;
+        self.torrents.push(Torrent { key, size, seeders: 0, names });
+        self.numbers.insert(key, number);
+        self.live.insert(number);
+    }
+
+    pub fn remove(&mut self, key: &InfoHash) {
+        if let Some(number) = self.numbers.remove(key) {
+            self.live.remove(number);
+            if self.torrents.len() > COMPACT_FROM + 2 * self.numbers.len() {
+                self.compact();
+            }
+        }
+    }
+
+    /// The order of the hits follows it.
+    pub fn set_seeders(&mut self, key: &InfoHash, seeders: u32) {
+        if let Some(torrent) = self.numbers.get(key).and_then(|number| self.torrents.get_mut(*number as usize)) {
+            torrent.seeders = seeders;
+        }
+    }
+
+    /// # Errors
+    /// When the query has more than [`MAX_QUERY_WORDS`] words.
+    pub fn search(&self, query: &SearchQuery) -> Result<Found, TooManyWords> {
+        let words = words::query_words(&query.q);
+        if words.len() > MAX_QUERY_WORDS {
+            return Err(TooManyWords);
+        }
+        let mut allowed = self.live.clone();
+        if let Some(file_type) = &query.file_type {
+            allowed.intersect(&self.exact(&type_word(file_type)));
+        }
+        if words.is_empty() {
+            return Ok(self.newest(&allowed, query));
+        }
+        let sets: Vec<WordSets> = words.iter().map(|word| self.sets(word)).collect();
+        let mut exact = allowed.clone();
+        let mut prefix = allowed.clone();
+        for set in &sets {
+            exact.intersect(&set.exact);
+            prefix.intersect_either(&set.exact, &set.prefix);
+        }
+        prefix.subtract(&exact);
+        let names = digest(&words::plain(&query.q));
+        let mut candidates = Vec::new();
+        self.collect(&exact, query, &mut candidates, |torrent| match torrent.names {
+            [name, _] if name == names => Rank::Name,
+            [_, stem] if stem == names => Rank::Stem,
+            _ => Rank::Words,
+        });
+        self.collect(&prefix, query, &mut candidates, |_| Rank::Prefix);
+        if candidates.is_empty() {
+            let mut near = allowed;
+            for (word, set) in words.iter().zip(&sets) {
+                near.intersect_either(&set.exact, &self.with_typos(word, &set.prefix));
+            }
+            self.collect(&near, query, &mut candidates, |_| Rank::Typo);
+        }
+        Ok(self.best(candidates, query))
+    }
+
+    fn collect(
+        &self,
+        set: &Set,
+        query: &SearchQuery,
+        candidates: &mut Vec<(Rank, u32, u32)>,
+        rank: impl Fn(&Torrent) -> Rank,
+    ) {
+        for number in set.iter() {
+            let Some(torrent) = self.torrents.get(number as usize).filter(|torrent| fits(torrent, query)) else {
+                continue;
+            };
+            // Inverted, so that more seeders and then the newer come first in ascending order.
+            candidates.push((rank(torrent), !torrent.seeders, !number));
+        }
+    }
+
+    fn best(&self, mut candidates: Vec<(Rank, u32, u32)>, query: &SearchQuery) -> Found {
+        let total = candidates.len() as u64;
+        let end = (query.offset as usize).saturating_add(query.limit as usize);
+        if end < candidates.len() {
+            candidates.select_nth_unstable(end);
+            candidates.truncate(end);
+        }
+        candidates.sort_unstable();
+        let page = candidates.iter().skip(query.offset as usize);
+        let hits = page
+            .filter_map(|(rank, _, number)| Some((self.torrents.get(!number as usize)?.key, rank.shown())))
+            .collect();
+        Found { total, hits }
+    }
+
+    fn newest(&self, allowed: &Set, query: &SearchQuery) -> Found {
+        let mut found = Found { total: 0, hits: Vec::new() };
+        let (from, limit) = (u64::from(query.offset), query.limit as usize);
+        let unrestricted = query.min_size.is_none() && query.max_size.is_none();
+        for number in allowed.iter_back() {
+            let Some(torrent) = self.torrents.get(number as usize).filter(|torrent| fits(torrent, query)) else {
+                continue;
+            };
+            if found.total >= from && found.hits.len() < limit {
+                found.hits.push((torrent.key, Match::Prefix));
+            }
+            found.total += 1;
+            if unrestricted && found.hits.len() == limit {
+                found.total = allowed.count();
+                break;
+            }
+        }
+        found
+    }
+
+    fn sets(&self, word: &QueryWord) -> WordSets {
+        if word.unspaced {
+            let mut exact = self.exact(&word.whole);
+            let prefix = if word.parts.is_empty() {
+                self.prefix(&word.whole)
+            } else {
+                // Found anywhere within a run is as good as the run.
+                exact.unite(&self.all_of(&word.parts, |part| self.exact(part)));
+                Set::default()
+            };
+            return WordSets { exact, prefix };
+        }
+        let mut exact = self.exact(&word.whole);
+        let mut prefix = self.prefix(&word.whole);
+        if !word.parts.is_empty() {
+            exact.unite(&self.all_of(&word.parts, |part| self.exact(part)));
+            prefix.unite(&self.all_of(&word.parts, |part| self.prefix(part)));
+        }
+        WordSets { exact, prefix }
+    }
+
+    fn all_of(&self, parts: &[String], set: impl Fn(&str) -> Set) -> Set {
+        let mut all = self.live.clone();
+        for part in parts {
+            all.intersect(&set(part));
+        }
+        all
+    }
+
+    fn exact(&self, word: &str) -> Set {
+        self.dictionary.get(word).map(|numbers| Set::of(numbers)).unwrap_or_default()
+    }
+
+    fn prefix(&self, word: &str) -> Set {
+        let mut set = Set::default();
+        let from = (Bound::Included(word), Bound::Unbounded);
+        for (_, numbers) in self.dictionary.range::<str, _>(from).take_while(|(other, _)| other.starts_with(word)) {
+            set.extend(numbers);
+        }
+        set
+    }
+
+    fn with_typos(&self, word: &QueryWord, prefix: &Set) -> Set {
+        let mut set = prefix.clone();
+        if !word.unspaced && word.whole.chars().count() >= TYPO_FROM_CHARS {
+            typo::one_away(&word.whole, &self.letters, |near| {
+                if let Some(numbers) = self.dictionary.get(near) {
+                    set.extend(numbers);
+                }
+            });
+        }
+        set
+    }
+
+    /// Numbers the living anew, in their order.
+    fn compact(&mut self) {
+        let mut new_numbers = vec![u32::MAX; self.torrents.len()];
+        let mut torrents = Vec::with_capacity(self.numbers.len());
+        for (number, torrent) in std::mem::take(&mut self.torrents).into_iter().enumerate() {
+            if self.live.contains(number as u32) {
+                new_numbers[number] = torrents.len() as u32;
+                torrents.push(torrent);
+            }
+        }
+        self.dictionary.retain(|_, numbers| {
+            numbers.retain_mut(|number| {
+                *number = new_numbers[*number as usize];
+                *number != u32::MAX
+            });
+            numbers.shrink_to_fit();
+            !numbers.is_empty()
+        });
+        self.numbers = torrents.iter().enumerate().map(|(number, torrent)| (torrent.key, number as u32)).collect();
+        self.live = Set::first(torrents.len());
+        self.torrents = torrents;
+    }
+}
+
+fn fits(torrent: &Torrent, query: &SearchQuery) -> bool {
+    query.min_size.is_none_or(|min| torrent.size >= min) && query.max_size.is_none_or(|max| torrent.size <= max)
+}
+
+fn type_word(file_type: &str) -> String {
+    format!("{TYPE_MARK}{}", file_type.to_lowercase())
+}
+
+/// Two names share one by chance once in 2^64, and then a hit ranks too high.
+fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The catalogue that the queries below are asked of: name, path, seeders. Numbered from 0, the last is the newest.
+    const NAMES: &[(&str, &str, u32)] = &[
+        ("got5.mp4", "", 1),
+        ("got5", "", 0),
+        ("Game.of.Thrones.S01E02.1080p.mkv", "series/got", 9),
+        ("Game of Thrones S01E03.mkv", "series/got", 2),
+        ("Amélie Poulain.avi", "films", 3),
+        ("Москва слезам не верит.mkv", "фильмы", 4),
+        ("Ёжик в тумане.mp4", "", 1),
+        ("東京物語.mkv", "", 2),
+        ("ドラゴンボール 第01話.mkv", "", 2),
+        ("SomeCamelCaseName_v2.pdf", "docs", 0),
+        ("linux-6.9.1.tar.xz", "src/kernel", 7),
+        ("Linux Kernel Development.pdf", "books", 5),
+        ("report-2023.pdf", "", 0),
+        ("report-2023-final.pdf", "", 8),
+        ("Schindler's List.mkv", "", 1),
+        ("Smørrebrød & Øl.txt", "", 0),
+        ("İstanbul Hatırası.mp3", "", 0),
+        ("???", "", 0),
+    ];
+
+    fn number(n: usize) -> InfoHash {
+        let mut bytes = [0; 20];
+        bytes[..8].copy_from_slice(&(n as u64).to_be_bytes());
+        InfoHash::new(bytes)
+    }
+
+    fn enter(index: &mut Index, n: usize, name: &str, path: &str, size: u64) {
+        let types = BTreeSet::from([crate::wire::name::split_extension(name).1.to_owned()]);
+        let paths = &mut std::iter::once(path.to_owned());
+        index.insert(Prepared::new(Document { key: number(n), name, paths, types: &types, size }));
+    }
+
+    fn catalogue() -> Index {
+        let mut index = Index::default();
+        for (n, (name, path, seeders)) in NAMES.iter().enumerate() {
+            enter(&mut index, n, name, path, 1_000 * n as u64);
+            index.set_seeders(&number(n), *seeders);
+        }
+        index
+    }
+
+    fn names(found: &Found) -> Vec<&'static str> {
+        let place = |key: &InfoHash| (0..NAMES.len()).find(|n| number(*n) == *key).unwrap();
+        found.hits.iter().map(|(key, _)| NAMES[place(key)].0).collect()
+    }
+
+    #[test]
+    fn queries() {
+        let index = catalogue();
+        use Match::{Exact, Prefix, Typo, Words};
+        let table: &[(&str, &[&str], Option<Match>)] = &[
+            // Exact names first, the whole before the stem.
+            ("got5", &["got5", "got5.mp4"], Some(Exact)),
+            ("GOT5.MP4", &["got5.mp4"], Some(Exact)),
+            ("report 2023", &["report-2023.pdf", "report-2023-final.pdf"], Some(Exact)),
+            // Words in any order and case; more seeders first.
+            ("thrones game", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Words)),
+            ("THRONES 1080p", &["Game.of.Thrones.S01E02.1080p.mkv"], Some(Words)),
+            // Pieces.
+            ("s01e03", &["Game of Thrones S01E03.mkv"], Some(Words)),
+            ("S01 E03", &["Game of Thrones S01E03.mkv"], Some(Words)),
+            ("s01", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Words)),
+            ("camel name", &["SomeCamelCaseName_v2.pdf"], Some(Words)),
+            ("someCamel v2", &["SomeCamelCaseName_v2.pdf"], Some(Words)),
+            ("6.9.1", &["linux-6.9.1.tar.xz"], Some(Words)),
+            ("schindlers", &["Schindler's List.mkv"], Some(Words)),
+            ("schindler’s list", &["Schindler's List.mkv"], Some(Exact)),
+            // Accents.
+            ("amelie", &["Amélie Poulain.avi"], Some(Words)),
+            ("AME\u{301}LIE", &["Amélie Poulain.avi"], Some(Words)),
+            ("smorrebrod ol", &["Smørrebrød & Øl.txt"], Some(Exact)),
+            ("istanbul hatirasi", &["İstanbul Hatırası.mp3"], Some(Exact)),
+            // Cyrillic and CJK.
+            ("москва", &["Москва слезам не верит.mkv"], Some(Words)),
+            ("ежик", &["Ёжик в тумане.mp4"], Some(Words)),
+            ("Верит слез", &["Москва слезам не верит.mkv"], Some(Prefix)),
+            ("東京", &["東京物語.mkv"], Some(Words)),
+            ("京物語", &["東京物語.mkv"], Some(Words)),
+            ("語", &["東京物語.mkv"], Some(Words)),
+            ("ボール", &["ドラゴンボール 第01話.mkv"], Some(Words)),
+            // Prefixes; paths.
+            ("thro", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Prefix)),
+            ("kernel", &["linux-6.9.1.tar.xz", "Linux Kernel Development.pdf"], Some(Words)),
+            ("фильмы", &["Москва слезам не верит.mkv"], Some(Words)),
+            ("rep fin", &["report-2023-final.pdf"], Some(Prefix)),
+            // One typo of each kind, in longer words only.
+            ("thorones", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Typo)),
+            ("thrnes", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Typo)),
+            ("kermel", &["linux-6.9.1.tar.xz", "Linux Kernel Development.pdf"], Some(Typo)),
+            ("shcindlers", &["Schindler's List.mkv"], Some(Typo)),
+            ("моства", &["Москва слезам не верит.mkv"], Some(Typo)),
+            ("poulian amelie", &["Amélie Poulain.avi"], Some(Typo)),
+            ("???", &["???"], Some(Exact)),
+            // Nothing.
+            ("gots", &[], None),
+            ("thoronse", &[], None),
+            ("kernel thrones", &[], None),
+            ("京東", &[], None),
+            ("xyzzy", &[], None),
+            ("!!!", &[], None),
+            ("hrones", &["Game.of.Thrones.S01E02.1080p.mkv", "Game of Thrones S01E03.mkv"], Some(Typo)),
+            ("rones", &[], None),
+        ];
+        for (text, expected, first) in table {
+            let found = index.search(&SearchQuery::words(*text)).unwrap();
+            assert_eq!(names(&found), *expected, "{text}");
+            assert_eq!(found.hits.first().map(|hit| hit.1), *first, "{text}");
+            assert_eq!(found.total, expected.len() as u64, "{text}");
+        }
+    }
+
+    #[test]
+    fn filters_and_pages() {
+        let index = catalogue();
+        let all = SearchQuery { limit: 3, ..SearchQuery::words("") };
+        let newest = index.search(&all).unwrap();
+        assert_eq!((newest.total, names(&newest)), (18, vec!["???", "İstanbul Hatırası.mp3", "Smørrebrød & Øl.txt"]));
+        let rest = index.search(&SearchQuery { offset: 17, ..all.clone() }).unwrap();
+        assert_eq!((rest.total, names(&rest)), (18, vec!["got5.mp4"]));
+        let of_type = SearchQuery { file_type: Some("PDF".into()), ..all.clone() };
+        assert_eq!(index.search(&of_type).unwrap().total, 4);
+        let no_type = SearchQuery { file_type: Some("-".into()), ..all.clone() };
+        assert_eq!(names(&index.search(&no_type).unwrap()), ["???", "got5"]);
+        let sized = SearchQuery { min_size: Some(2_000), max_size: Some(3_000), ..all.clone() };
+        assert_eq!(
+            names(&index.search(&sized).unwrap()),
+            ["Game of Thrones S01E03.mkv", "Game.of.Thrones.S01E02.1080p.mkv"]
+        );
+        let second = SearchQuery { offset: 1, limit: 1, ..SearchQuery::words("linux") };
+        let second = index.search(&second).unwrap();
+        assert_eq!((second.total, names(&second)), (2, vec!["Linux Kernel Development.pdf"]));
+        let past = index.search(&SearchQuery { offset: u32::MAX, ..SearchQuery::words("linux") }).unwrap();
+        assert_eq!((past.total, past.hits.len()), (2, 0));
+        assert_eq!(index.search(&SearchQuery::words("a ".repeat(33))), Err(TooManyWords));
+    }
+
+    #[test]
+    fn the_withdrawn_are_gone_and_swept_out_in_the_end() {
+        let mut index = catalogue();
+        index.remove(&number(1));
+        assert_eq!(names(&index.search(&SearchQuery::words("got5")).unwrap()), ["got5.mp4"]);
+        for n in 100..100 + COMPACT_FROM + 200 {
+            enter(&mut index, n, &format!("temporary {n}"), "", 1);
+            index.remove(&number(n));
+        }
+        assert!(index.torrents.len() < COMPACT_FROM);
+        assert_eq!(index.search(&SearchQuery::words("temporary")).unwrap().total, 0);
+        assert_eq!(names(&index.search(&SearchQuery::words("linux")).unwrap()).len(), 2);
+        assert_eq!(index.len(), NAMES.len() - 1);
+        enter(&mut index, 1, "got5", "", 1);
+        assert_eq!(names(&index.search(&SearchQuery::words("got5")).unwrap()), ["got5", "got5.mp4"]);
+    }
+}

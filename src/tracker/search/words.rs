@@ -1,0 +1,261 @@
+//! Names to words: accents folded, case folded, `Some.Name-S01_v2.mkv` taken apart.
+
+use icu_normalizer::DecomposingNormalizerBorrowed;
+
+/// A longer word is cut, in names and queries alike: nobody types more, and it bounds the dictionary.
+const MAX_WORD_CHARS: usize = 64;
+/// Words taken from one torrent: enough for some thousand file names; a folder of 200,000 is found by the first of them.
+pub const MAX_WORDS: usize = 20_000;
+
+/// One word of a query: `whole` as it was typed, and the pieces that may stand apart in a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueryWord {
+    pub whole: String,
+    /// `S01E02` is also `s01` and `e02`, `SomeName` also `some` and `name`; empty when there is nothing to split.
+    pub parts: Vec<String>,
+    /// Chinese and Japanese are written without spaces: every pair of neighbours must occur, the whole need not be a word.
+    pub unspaced: bool,
+}
+
+/// The words of a query, in order.
+pub fn query_words(text: &str) -> Vec<QueryWord> {
+    runs(text)
+        .into_iter()
+        .map(|run| match run {
+            Run::Spaced(chars) => {
+                let parts = chunks(&pieces(&chars));
+                let parts = if parts.len() > 1 { parts } else { Vec::new() };
+                QueryWord { whole: lower(&chars), parts, unspaced: false }
+            }
+            Run::Unspaced(chars) => {
+                let parts = chars.windows(2).map(|pair| pair.iter().collect()).collect();
+                QueryWord { whole: lower(&chars), parts, unspaced: true }
+            }
+        })
+        .collect()
+}
+
+/// Every word that a name can be found by. With repetitions.
+pub fn name_words(text: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    for run in runs(text) {
+        match run {
+            Run::Spaced(chars) => {
+                let pieces = pieces(&chars);
+                if pieces.len() > 1 {
+                    words.extend(pieces.iter().map(|piece| lower(piece)));
+                    words.extend(chunks(&pieces));
+                }
+                words.push(lower(&chars));
+            }
+            Run::Unspaced(chars) => {
+                words.extend(chars.windows(2).map(|pair| pair.iter().collect::<String>()));
+                // The last character begins no pair.
+                words.extend(chars.last().map(char::to_string));
+                words.push(lower(&chars));
+            }
+        }
+        if words.len() >= MAX_WORDS {
+            break;
+        }
+    }
+    words.truncate(MAX_WORDS);
+    words
+}
+
+/// The words of a text with one space between: equal for names that differ in case, accents and punctuation alone.
+pub fn plain(text: &str) -> String {
+    let words: Vec<String> = runs(text).iter().map(|run| lower(run.chars())).collect();
+    words.join(" ")
+}
+
+enum Run {
+    Spaced(Vec<char>),
+    Unspaced(Vec<char>),
+}
+
+impl Run {
+    fn chars(&self) -> &[char] {
+        match self {
+            Run::Spaced(chars) | Run::Unspaced(chars) => chars,
+        }
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Class {
+    Letter,
+    Unspaced,
+    /// Belongs to the word without showing: accents, apostrophes, soft hyphens.
+    Nothing,
+    Separator,
+}
+
+fn class(char: char) -> Class {
+    match char {
+        '\'' | '\u{2019}' | '\u{AD}' | '\u{200B}'..='\u{200D}' => Class::Nothing,
+        '\u{300}'..='\u{36F}' | '\u{1AB0}'..='\u{1AFF}' | '\u{1DC0}'..='\u{1DFF}' | '\u{20D0}'..='\u{20FF}' => {
+            Class::Nothing
+        }
+        // Kana with their marks, and the ideographs.
+        '\u{3005}' | '\u{3041}'..='\u{30FA}' | '\u{30FC}'..='\u{30FF}' | '\u{31F0}'..='\u{31FF}' => Class::Unspaced,
+        '\u{3400}'..='\u{4DBF}' | '\u{4E00}'..='\u{9FFF}' | '\u{F900}'..='\u{FAFF}' | '\u{20000}'..='\u{3FFFF}' => {
+            Class::Unspaced
+        }
+        _ if char.is_alphanumeric() => Class::Letter,
+        _ => Class::Separator,
+    }
+}
+
+/// Maximal runs of letters and digits, and of unspaced script. A text without any is one run of what it is, so that even
+/// `???` can be found.
+fn runs(text: &str) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut last = Class::Separator;
+    let decomposed = DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars());
+    for char in decomposed {
+        let class = class(char);
+        match class {
+            Class::Nothing => continue,
+            Class::Separator => {}
+            Class::Letter | Class::Unspaced => match runs.last_mut().filter(|_| last == class) {
+                Some(Run::Spaced(chars) | Run::Unspaced(chars)) => {
+                    if chars.len() < MAX_WORD_CHARS {
+                        chars.push(char);
+                    }
+                }
+                None if class == Class::Letter => runs.push(Run::Spaced(vec![char])),
+                None => runs.push(Run::Unspaced(vec![char])),
+            },
+        }
+        last = class;
+    }
+    if runs.is_empty() {
+        let rest: Vec<char> = text.trim().chars().take(MAX_WORD_CHARS).collect();
+        if !rest.is_empty() {
+            runs.push(Run::Spaced(rest));
+        }
+    }
+    runs
+}
+
+/// Where the kind of character changes within a run: `SomeHTMLPage2` is Some, HTML, Page, 2.
+fn pieces(chars: &[char]) -> Vec<&[char]> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    for at in 1..chars.len() {
+        let (before, here) = (chars[at - 1], chars[at]);
+        let after = chars.get(at + 1);
+        let digit_border = before.is_numeric() != here.is_numeric();
+        let hump = before.is_lowercase() && here.is_uppercase();
+        let end_of_capitals =
+            before.is_uppercase() && here.is_uppercase() && after.is_some_and(|after| after.is_lowercase());
+        if digit_border || hump || end_of_capitals {
+            pieces.push(&chars[start..at]);
+            start = at;
+        }
+    }
+    pieces.push(&chars[start..]);
+    pieces
+}
+
+/// Pieces in lower case, a number put together with the letters before it: `S01E02` is `s01`, `e02`.
+fn chunks(pieces: &[&[char]]) -> Vec<String> {
+    let mut chunks: Vec<String> = Vec::new();
+    let mut letters_before = false;
+    for piece in pieces {
+        let number = piece.first().is_some_and(|char| char.is_numeric());
+        match chunks.last_mut().filter(|_| number && letters_before) {
+            Some(chunk) => chunk.push_str(&lower(piece)),
+            None => chunks.push(lower(piece)),
+        }
+        letters_before = !number;
+    }
+    chunks
+}
+
+fn lower(chars: &[char]) -> String {
+    let mut word = String::with_capacity(chars.len());
+    for char in chars.iter().flat_map(|char| char.to_lowercase()) {
+        // Letters that Unicode does not take apart, and that people type without.
+        match char {
+            'ß' => word.push_str("ss"),
+            'æ' => word.push_str("ae"),
+            'œ' => word.push_str("oe"),
+            'þ' => word.push_str("th"),
+            'ø' => word.push('o'),
+            'ł' => word.push('l'),
+            'đ' | 'ð' => word.push('d'),
+            'ħ' => word.push('h'),
+            'ı' => word.push('i'),
+            'ς' => word.push('σ'),
+            // The dot that Turkish lower case leaves behind.
+            '\u{307}' => {}
+            _ => word.push(char),
+        }
+    }
+    word
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let mut words = name_words(text);
+        words.sort();
+        words.dedup();
+        let mut expected: Vec<&str> = expected.split(' ').filter(|word| !word.is_empty()).collect();
+        expected.sort_unstable();
+        assert_eq!(words, expected, "{text}");
+    }
+
+    #[test]
+    fn names_come_apart() {
+        check("Some.Name-S01_v2.mkv", "some name s01 s 01 v2 v 2 mkv");
+        check("S01E02", "s01e02 s 01 e 02 s01 e02");
+        check("SomeHTMLPage", "somehtmlpage some html page");
+        check("Schindler's List", "schindlers list");
+        check("1080p", "1080p 1080 p");
+        check("???", "???");
+        check(" \t", "");
+    }
+
+    #[test]
+    fn accents_and_case_fold_however_they_are_encoded() {
+        check("Škoda ÉTÉ", "skoda ete");
+        check("e\u{301}te\u{301}", "ete");
+        check("Straße Łódź Smørrebrød", "strasse lodz smorrebrod");
+        check("Ёлка ВОЙНА", "елка воина");
+        check("ＦＵＬＬ", "full");
+        check("Οδυσσεύς", "οδυσσευσ");
+        check("İstanbul", "istanbul");
+    }
+
+    #[test]
+    fn unspaced_scripts_give_pairs_and_stand_apart_from_latin() {
+        check("東京物語1953", "東京 京物 物語 語 東京物語 1953");
+        check("七", "七");
+        assert_eq!(query_words("京物")[0].parts, ["京物"]);
+    }
+
+    #[test]
+    fn query_words_know_their_parts() {
+        let words = query_words("S01E02 someName plain v2");
+        let parts: Vec<String> = words.iter().map(|word| word.parts.join("+")).collect();
+        assert_eq!(parts, ["s01+e02", "some+name", "", ""]);
+        assert_eq!(words[0].whole, "s01e02");
+    }
+
+    #[test]
+    fn plain_form_ignores_punctuation() {
+        assert_eq!(plain("Some.Name_(2020)"), plain("some name 2020"));
+        assert_ne!(plain("a b"), plain("ab"));
+    }
+
+    #[test]
+    fn a_name_without_end_is_cut() {
+        assert_eq!(name_words(&"x".repeat(100_000)), ["x".repeat(64)]);
+        assert_eq!(name_words(&"a b ".repeat(100_000)).len(), MAX_WORDS);
+    }
+}
