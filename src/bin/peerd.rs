@@ -1,31 +1,105 @@
-//! `peerd`: parses, composes, runs. What it does is in the library.
+//! The daemon as a program: arguments, background, signals, and the tracker inside it when there is no other.
 
+use std::process::ExitCode;
+
+use anyhow::Context;
 use clap::Parser;
-use peerd::daemon::options::{Args, TrackerChoice};
+use peerd::background::{self, Launched, Readiness};
+use peerd::daemon::options::{Args, Options, TRACKER_PORT, TrackerChoice};
 use peerd::daemon::trackers::OurTracker;
 use peerd::daemon::{Daemon, State};
+use peerd::logging;
+use peerd::tracker::{Tracker, TrackerOptions, commands_for_others};
+use tokio::signal::unix::{SignalKind, signal};
 
-fn main() -> anyhow::Result<()> {
-    let options = Args::parse().resolve()?;
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(tracing_subscriber::EnvFilter::from_default_env())
-        .init();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let state = State::open(options)?;
-        let tracker = match state.tracker() {
-            TrackerChoice::At(host, port) => OurTracker::new(&host, port),
-            _ => anyhow::bail!("no own tracker yet"),
-        };
-        let daemon = Daemon::start(state, tracker, false).await?;
-        let mut term = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
-        tokio::select! {
-            _ = tokio::signal::ctrl_c() => {}
-            _ = term.recv() => {}
-            () = daemon.left() => {}
+fn main() -> ExitCode {
+    match run(Args::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("peerd: {error:#}");
+            ExitCode::FAILURE
         }
-        daemon.stop().await;
-        Ok(())
-    })
+    }
+}
+
+fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let readiness = background::readiness().context("the background process was not started by peerd")?;
+    let options = args.resolve()?;
+    let log = options.state_dir.join("peerd.log");
+    if !options.foreground && readiness.is_none() {
+        return Ok(match background::launch(&log)? {
+            Launched::Up(message) => {
+                print!("{message}");
+                ExitCode::SUCCESS
+            }
+            Launched::Failed(message) => {
+                eprintln!("peerd: {}", message.trim_end());
+                ExitCode::FAILURE
+            }
+        });
+    }
+    logging::init(options.log_format, readiness.is_some().then_some(log.as_path()))?;
+    background::raise_descriptor_limit();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(serve(options, readiness))
+}
+
+async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result<ExitCode> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let running = match start(options).await {
+        Ok(running) => running,
+        Err(error) => {
+            tracing::error!("not started: {error:#}");
+            if let Some(readiness) = readiness {
+                readiness.failed(&format!("{error:#}"));
+                return Ok(ExitCode::FAILURE);
+            }
+            return Err(error);
+        }
+    };
+    tracing::info!(listening = ?running.daemon.listening(), "up");
+    match readiness {
+        Some(readiness) => readiness.up(&running.greeting),
+        None => print!("{}", running.greeting),
+    }
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+        () = running.daemon.left() => {}
+    }
+    tracing::info!("stopping");
+    running.daemon.stop().await;
+    if let Some(tracker) = running.tracker {
+        tracker.stop().await.context("the tracker could not write everything")?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Running {
+    daemon: Daemon,
+    tracker: Option<Tracker>,
+    greeting: String,
+}
+
+async fn start(options: Options) -> anyhow::Result<Running> {
+    let state = tokio::task::spawn_blocking(move || State::open(options)).await??;
+    let mut greeting = format!("peerd shares what lies in {}.\n", state.options().upload_dir.display());
+    let (tracker, at) = match state.tracker() {
+        TrackerChoice::At(host, port) => (None, OurTracker::new(&host, port)),
+        TrackerChoice::Own | TrackerChoice::AsBefore => {
+            let tracker = Tracker::start(TrackerOptions::new(&state.options().state_dir.join("tracker"))).await?;
+            (Some(tracker), OurTracker::new("127.0.0.1", TRACKER_PORT))
+        }
+    };
+    match &tracker {
+        Some(tracker) => {
+            greeting.push_str("It runs a tracker of its own. On other machines type one of:\n");
+            for command in commands_for_others(tracker.local_addrs()) {
+                greeting.push_str(&format!("  {command}\n"));
+            }
+        }
+        None => greeting.push_str(&format!("Its tracker is {at}.\n")),
+    }
+    let daemon = Daemon::start(state, at, tracker.is_some()).await?;
+    Ok(Running { daemon, tracker, greeting })
 }

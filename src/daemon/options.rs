@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use serde::Deserialize;
 
+use crate::logging::LogFormat;
+
 /// The tracker's port where none is given.
 pub const TRACKER_PORT: u16 = 6969;
 
@@ -58,14 +60,6 @@ pub struct Args {
     /// How log lines look
     #[arg(long, env = "PEERD_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, clap::ValueEnum, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    #[default]
-    Text,
-    Json,
 }
 
 /// The configuration file: the long flags' names, and what has no flag.
