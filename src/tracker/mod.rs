@@ -27,6 +27,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -124,18 +125,9 @@ impl Tracker {
     pub async fn start(options: TrackerOptions) -> Result<Tracker, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let prepared = tokio::task::spawn_blocking(move || Prepared::new(options));
-        let Prepared { bound, options, announcer, ids, store, catalogue } =
-            prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
-        let site = Arc::new(Site {
-            announcer: announcer.clone(),
-            catalogue: catalogue.clone(),
-            clock: clock.clone(),
-            list_peers: options.list_peers,
-            public_address: options.public_address,
-            gatekeeper: auth::Gatekeeper::default(),
-            bodies: http::BodyBudget::default(),
-            connections: Default::default(),
-        });
+        let prepared = prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
+        let site = prepared.site(clock.clone());
+        let Prepared { bound, announcer, ids, store, catalogue, .. } = prepared;
         let addresses = bound.iter().map(|bound| bound.address).collect();
         let (mut listeners, mut udp) = (Vec::new(), Vec::new());
         for bound in bound {
@@ -202,6 +194,19 @@ impl Prepared {
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
         let announcer = Arc::new(Announcer { own, trusted_proxies, ..Announcer::default() });
         Ok(Prepared { bound, options, announcer, ids, store, catalogue })
+    }
+
+    fn site(&self, clock: Arc<dyn Clock>) -> Arc<Site> {
+        Arc::new(Site {
+            announcer: self.announcer.clone(),
+            catalogue: self.catalogue.clone(),
+            clock,
+            list_peers: self.options.list_peers,
+            public_address: self.options.public_address.clone(),
+            gatekeeper: auth::Gatekeeper::default(),
+            bodies: http::BodyBudget::default(),
+            connections: AtomicUsize::new(0),
+        })
     }
 }
 
@@ -303,3 +308,6 @@ mod tests {
         assert_eq!(commands, ["peerd 192.0.2.7 7000"]);
     }
 }
+
+#[cfg(test)]
+mod service_tests;

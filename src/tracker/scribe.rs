@@ -64,7 +64,7 @@ impl Scribe {
     /// When the thread cannot be made.
     pub fn start(store: Arc<dyn Store>, segments: Arc<SegmentLog>, content: ContentFile) -> io::Result<Scribe> {
         let shared = Arc::<Shared>::default();
-        let mut desk = Desk { store, segments, content, shared: shared.clone(), rewritten: Instant::now() };
+        let mut desk = Desk { store, segments, content, shared: shared.clone(), rewritten: None };
         let thread = std::thread::Builder::new().name("tracker-scribe".into()).spawn(move || desk.run())?;
         Ok(Scribe { shared, thread: Mutex::new(Some(thread)) })
     }
@@ -106,7 +106,7 @@ struct Desk {
     segments: Arc<SegmentLog>,
     content: ContentFile,
     shared: Arc<Shared>,
-    rewritten: Instant,
+    rewritten: Option<Instant>,
 }
 
 impl Desk {
@@ -134,7 +134,8 @@ impl Desk {
         let idle = |pending: &mut Pending| !pending.stop;
         let waited = self.shared.wake.wait_timeout_while(pending, WRITE_EVERY, idle);
         let (mut pending, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        let rewrite = !pending.gone.is_empty() && (pending.stop || self.rewritten.elapsed() >= REWRITE_EVERY);
+        let rested = self.rewritten.is_none_or(|at| at.elapsed() >= REWRITE_EVERY);
+        let rewrite = !pending.gone.is_empty() && (pending.stop || rested);
         let gone = if rewrite { std::mem::take(&mut pending.gone) } else { HashSet::new() };
         (std::mem::take(&mut pending.batch), std::mem::take(&mut pending.lines), gone, pending.stop)
     }
@@ -151,7 +152,7 @@ impl Desk {
         }
         if !gone.is_empty() {
             self.content.remove(gone)?;
-            self.rewritten = Instant::now();
+            self.rewritten = Some(Instant::now());
         }
         Ok(())
     }
