@@ -1,6 +1,7 @@
 //! Asks the choker when it is time and passes its decisions on.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::core::Core;
@@ -36,6 +37,9 @@ fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
     }
     let mut decisions: Vec<Decision> = Vec::new();
     choker.review(now, &views, &mut decisions);
+    core.optimistic.store(choker.optimistic().map_or(0, |session| session.0), Ordering::Relaxed);
+    // Slots are given back before they are given out: at no moment are there more than there should be.
+    decisions.sort_by_key(|decision| !decision.choke);
     for decision in decisions {
         for (active, torrent) in &live {
             let mut inner = active.lock();

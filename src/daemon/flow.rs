@@ -7,7 +7,7 @@ use super::core::Core;
 use super::disk::assembly::{Done, Outcome, Work};
 use super::disk::storage::StorageError;
 use super::torrent::{Active, Torrent};
-use crate::swarm::{Effect, Given, SessionId};
+use crate::swarm::{Effect, Given, Identity, SessionId};
 use crate::wire::layout::{Block, PieceIndex};
 
 impl Torrent {
@@ -102,6 +102,13 @@ impl Torrent {
         self.thank(core, &given);
         self.pass_effects(core, active);
         self.touch();
+    }
+
+    /// Payload went out to somebody.
+    pub fn count_sent(&self, core: &Core, to: Identity, bytes: u64) {
+        let name = self.summary.name.to_string_lossy();
+        core.ledger.sent(to, self.key(), &name, bytes, core.clock.unix_seconds());
+        self.uploaded_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Only verified payload earns.

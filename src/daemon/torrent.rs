@@ -20,7 +20,7 @@ use super::records::StatRecord;
 use super::trackers::TrackerUrl;
 use crate::db::segments::Position;
 use crate::swarm::dial::KnownPeers;
-use crate::swarm::{SessionId, Swarm};
+use crate::swarm::{Identity, SessionId, Swarm};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::extension::ExtensionHandshake;
 use crate::wire::id::{InfoHash, PeerId};
@@ -227,6 +227,8 @@ pub struct SessionHandle {
     pub id: SessionId,
     pub addr: SocketAddr,
     pub peer_id: PeerId,
+    /// Whose account in the ledger it is.
+    pub identity: Identity,
     pub outgoing: bool,
     pub wake: Notify,
     facts: Mutex<Facts>,
@@ -240,7 +242,8 @@ struct Facts {
 
 impl SessionHandle {
     pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool) -> SessionHandle {
-        SessionHandle { id, addr, peer_id, outgoing, wake: Notify::new(), facts: Mutex::default() }
+        let identity = Identity::Address(addr.ip().to_canonical());
+        SessionHandle { id, addr, peer_id, identity, outgoing, wake: Notify::new(), facts: Mutex::default() }
     }
 
     /// Takes what the peer says of itself (BEP 10).

@@ -271,6 +271,11 @@ impl Choker {
         }
     }
 
+    /// Who holds the optimistic slot.
+    pub fn optimistic(&self) -> Option<SessionId> {
+        self.entries.values().find(|entry| entry.slot == Slot::Optimistic).map(|entry| entry.view.session)
+    }
+
     fn regular_count(&self) -> usize {
         self.entries.values().filter(|entry| entry.is_regular()).count()
     }

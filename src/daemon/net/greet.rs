@@ -12,8 +12,8 @@ use tokio::sync::OwnedSemaphorePermit;
 use super::session::{Session, SessionEnd};
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
+use crate::swarm::SessionInfo;
 use crate::swarm::dial::Ended;
-use crate::swarm::{Identity, SessionInfo};
 use crate::wire::extension::ExtensionHandshake;
 use crate::wire::handshake::{self, FIRST_BYTE, Handshake, HandshakeError, Reserved};
 use crate::wire::id::{InfoHash, PeerId};
@@ -155,7 +155,7 @@ fn admit(
         }
         inner.sessions.insert(handle.id, handle.clone());
         let extended = theirs.reserved.extension();
-        let info = SessionInfo { identity: Identity::Address(addr.ip().to_canonical()), fast: theirs.reserved.fast() };
+        let info = SessionInfo { identity: handle.identity, fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
         if extended {
             let payload = introduction(core, &torrent, addr);

@@ -291,11 +291,16 @@ impl<S: PeerStream> Session<S> {
                 let done = self.outbox.take_sent_blocks();
                 let mut inner = self.active.lock();
                 let now = self.core.clock.now();
+                let mut sent_bytes = 0;
                 for block in done {
+                    sent_bytes += u64::from(block.len());
                     inner.swarm.upload_done(now, self.handle.id, block);
                 }
                 self.outbox.fill(&mut inner.swarm, now, self.handle.id);
                 drop(inner);
+                if sent_bytes > 0 {
+                    self.torrent.count_sent(&self.core, self.handle.identity, sent_bytes);
+                }
                 self.outbox.start_reading(&self.torrent, &self.active);
                 if !self.outbox.has_bytes() {
                     return Ok(false);
