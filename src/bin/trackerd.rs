@@ -1,11 +1,12 @@
 //! The tracker as a program: arguments, background, signals.
 
+use std::error::Error;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use peerd::background::{self, Launched, Readiness};
 use peerd::logging::{self, LogFormat};
@@ -65,14 +66,14 @@ fn main() -> ExitCode {
     match done {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("trackerd: {error:#}");
+            eprintln!("trackerd: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
-    let readiness = background::readiness().context("the background process was not started by trackerd")?;
+    let readiness = background::readiness()?;
     let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
     let foreground = args.foreground || file.foreground.unwrap_or(false);
     let state_dir = args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
@@ -127,7 +128,7 @@ async fn serve(options: TrackerOptions, readiness: Option<Readiness>) -> anyhow:
         _ = interrupt.recv() => {}
     }
     tracing::info!("stopping");
-    tracker.stop().await.context("not everything could be written")?;
+    tracker.stop().await.map_err(|error| anyhow!("not everything could be written: {error}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -154,13 +155,14 @@ fn stop(state_dir: &Path) -> anyhow::Result<ExitCode> {
 
 fn check(file: &Path) -> anyhow::Result<ExitCode> {
     let name = file.display();
-    let size = std::fs::metadata(file).with_context(|| name.to_string())?.len();
+    let named = |error: &dyn Error| anyhow!("{name}: {error}");
+    let size = std::fs::metadata(file).map_err(|error| named(&error))?.len();
     anyhow::ensure!(
         size <= MAX_TORRENT_BYTES as u64,
         "{name}: {size} bytes, a .torrent has at most {MAX_TORRENT_BYTES}"
     );
-    let bytes = std::fs::read(file).with_context(|| name.to_string())?;
-    let metainfo = Metainfo::parse(&bytes).with_context(|| name.to_string())?;
+    let bytes = std::fs::read(file).map_err(|error| named(&error))?;
+    let metainfo = Metainfo::parse(&bytes).map_err(|error| named(&error))?;
     let root = metainfo.root_keys();
     println!("Name     {}\nKey      {}\nsize     {}\nn_parts  {}", root.name, root.key, root.size, root.n_parts);
     println!("private  {}", if metainfo.is_private() { "yes" } else { "no" });

@@ -79,8 +79,8 @@ mod tests {
 
     #[test]
     fn a_peer_on_the_trackers_host_is_named_as_the_asker_reached_the_tracker() {
-        let mut own = OwnAddresses::default();
-        own.of_interfaces = RwLock::new(["192.168.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()].into());
+        let of_host = ["192.168.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()];
+        let mut own = OwnAddresses { of_interfaces: RwLock::new(of_host.into()), public: None };
         check(&own, "127.0.0.1", "192.168.1.9", "192.168.1.5", Some("192.168.1.5"));
         check(&own, "192.168.1.5", "127.0.0.1", "127.0.0.1", Some("127.0.0.1"));
         check(&own, "192.168.1.5", "10.0.0.9", "10.0.0.5", Some("10.0.0.5"));

@@ -463,7 +463,8 @@ mod tests {
         assert_eq!(found(&catalogue, "some folder film"), ["Film (2020).mkv"]);
         let mut lines: Vec<String> = content(&catalogue).lines().map(str::to_owned).collect();
         let mut expected: Vec<String> = expected.lines().map(str::to_owned).collect();
-        (lines.sort(), expected.sort());
+        lines.sort();
+        expected.sort();
         assert_eq!(lines, expected);
         assert!(catalogue.torrent(&gone.info_hash()).unwrap().is_some());
         catalogue.withdraw(&single.info_hash(), &[1; 32], 9).unwrap();

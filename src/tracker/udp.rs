@@ -202,7 +202,7 @@ fn serve(
 fn receive(
     socket: &OwnedFd,
     buffer: &mut [u8],
-    control: &mut Vec<u8>,
+    control: &mut [u8],
 ) -> Result<Option<(usize, SocketAddr, IpAddr)>, Errno> {
     let mut slices = [IoSliceMut::new(buffer)];
     let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(control), MsgFlags::empty())?;

@@ -36,7 +36,8 @@ pub(super) fn announce(site: &Site, query: Option<&str>, asker: Asker) -> Answer
     let mut body = Vec::with_capacity(512);
     let answered = SCRATCH.with_borrow_mut(|(rng, peers)| {
         let rng = rng.as_mut()?;
-        Some(write_answer(announcer, site, &request, asker, rng, peers, &mut body))
+        write_answer(announcer, site, &request, asker, rng, peers, &mut body);
+        Some(())
     });
     if answered.is_none() {
         encode_failure("the tracker has no random numbers", &mut body);

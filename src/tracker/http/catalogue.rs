@@ -115,7 +115,7 @@ fn publish_bytes(site: &Site, bytes: &[u8], headers: &HeaderMap) -> Answer {
         None => None,
         Some(header) => match check(site, header, headers, &key, false) {
             Ok(publisher) => Some(publisher),
-            Err(answer) => return answer,
+            Err(answer) => return *answer,
         },
     };
     match site.catalogue.publish(&metainfo, publisher, now) {
@@ -145,7 +145,7 @@ pub(super) async fn withdraw(site: Arc<Site>, key: InfoHash, request: Request, e
         };
         let (publisher, freshness) = match check(site, header, &head.headers, &key, true) {
             Ok(checked) => checked,
-            Err(answer) => return answer,
+            Err(answer) => return *answer,
         };
         if freshness == Freshness::Replayed {
             // What it asked for has happened; if it was published again since, it does not happen once more.
@@ -175,11 +175,11 @@ fn check(
     headers: &HeaderMap,
     key: &InfoHash,
     withdraws: bool,
-) -> Result<(Publisher, Freshness), Answer> {
+) -> Result<(Publisher, Freshness), Box<Answer>> {
     let header = header.to_str().unwrap_or_default();
     site.gatekeeper.check(header, host(headers), key, withdraws, site.clock.unix_seconds()).map_err(|error| {
         let reason = if error == AuthError::Clock { Refused::ClockOff } else { Refused::BadAuthorization };
-        unauthorized(site, reason, &error.to_string())
+        Box::new(unauthorized(site, reason, &error.to_string()))
     })
 }
 

@@ -285,7 +285,7 @@ fn next_state<A: Copy>(
         // `completed` comes when it comes: it says nothing of the client's rhythm.
         Some(peer) if request.event == Event::Completed => (peer.gap_from_s, peer.gap_s),
         Some(peer) => {
-            let gap_s = now_s.saturating_sub(peer.gap_from_s).min(law::MAX_LEASE_S).max(1);
+            let gap_s = now_s.saturating_sub(peer.gap_from_s).clamp(1, law::MAX_LEASE_S);
             (now_s, u16::try_from(gap_s).unwrap_or(u16::MAX))
         }
         None => (now_s, 0),

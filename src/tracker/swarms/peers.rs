@@ -46,6 +46,7 @@ impl<A> Peer<A> {
 pub struct Peers<A> {
     list: Vec<Peer<A>>,
     leechers: usize,
+    #[expect(clippy::box_collection, reason = "there are millions of swarms, and most have no index")]
     index: Option<Box<HashMap<Endpoint<A>, u32>>>,
 }
 
