@@ -120,7 +120,7 @@ mod tests {
         let path = dir.path().join("x.log");
         let mut log = RotatingFile::open(&path, 100, false).unwrap();
         for n in 0..100 {
-            writeln!(log, "line {n:05}").unwrap();
+            log.write_all(format!("line {n:05}\n").as_bytes()).unwrap();
         }
         let mut names: Vec<String> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();

@@ -45,7 +45,7 @@ mod tests {
         assert_eq!(choose("got5", names[..1].iter().copied()), Choice::One(0));
         assert_eq!(choose("got6", names.into_iter()), Choice::One(3));
         assert_eq!(choose("got", names.into_iter()), Choice::Several(vec![0, 1, 2]));
-        assert_eq!(choose("got", names[2..].iter().copied()), Choice::One(2));
+        assert_eq!(choose("got", names[2..].iter().copied()), Choice::One(0));
         assert_eq!(choose("x", [("y", false)].into_iter()), Choice::None);
         assert_eq!(
             choose("a", [("a.txt", true), ("a.pdf", true), ("ab", true)].into_iter()),
