@@ -315,6 +315,10 @@ impl Sharing {
         let same = known.filter(|share| share.stat.same_content(&stat));
         if let Some(torrent) = same.and_then(|share| self.core.torrent(share.key)) {
             self.serve_again(&torrent, &path, stat).await;
+            // Some programs put the old time back after a change; only the ctime tells. It is served on meanwhile.
+            if same.is_some_and(|share| share.stat != stat) {
+                self.hash(path, stat);
+            }
             return;
         }
         if let Some((old, share)) = self.moved_from(&path, &stat) {

@@ -309,7 +309,7 @@ impl Commands {
         let accounts = self.core.ledger.accounts();
         let rows = accounts.into_iter().flat_map(|account| {
             let peer = LedgerRow::Peer(LedgerPeer {
-                identity: identity_text(&account.identity),
+                identity: identity_text(account.identity.as_ref()),
                 addr: None,
                 received_bytes: account.totals.received_bytes,
                 sent_bytes: account.totals.sent_bytes,
