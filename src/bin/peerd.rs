@@ -7,7 +7,7 @@ use clap::Parser;
 use peerd::background::{self, Launched, Readiness};
 use peerd::daemon::options::{Args, Options, TRACKER_PORT, TrackerChoice};
 use peerd::daemon::trackers::OurTracker;
-use peerd::daemon::{Daemon, State};
+use peerd::daemon::{Daemon, STATE_DIR_MODE, State};
 use peerd::logging;
 use peerd::tracker::{Tracker, TrackerOptions, commands_for_others};
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,7 +27,7 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = args.resolve()?;
     let log = options.state_dir.join("peerd.log");
     if !options.foreground && readiness.is_none() {
-        return Ok(match background::launch(&log)? {
+        return Ok(match background::launch(&log, STATE_DIR_MODE)? {
             Launched::Up(message) => {
                 print!("{message}");
                 ExitCode::SUCCESS
@@ -83,7 +83,12 @@ struct Running {
 
 async fn start(options: Options) -> anyhow::Result<Running> {
     let state = tokio::task::spawn_blocking(move || State::open(options)).await??;
-    let mut greeting = format!("peerd shares what lies in {}.\n", state.options().upload_dir.display());
+    let Options { upload_dir, download_dir, .. } = state.options();
+    let mut greeting = format!(
+        "peerd is up: what is copied into {} is shared, what is fetched goes to {}.\n",
+        upload_dir.display(),
+        download_dir.display()
+    );
     let (tracker, at) = match state.tracker() {
         TrackerChoice::At(host, port) => (None, OurTracker::new(&host, port)),
         TrackerChoice::Own | TrackerChoice::AsBefore => {
@@ -92,14 +97,19 @@ async fn start(options: Options) -> anyhow::Result<Running> {
         }
     };
     match &tracker {
-        Some(tracker) => {
-            greeting.push_str("It runs a tracker of its own. On other machines type one of:\n");
-            for command in commands_for_others(tracker.local_addrs()) {
-                greeting.push_str(&format!("  {command}\n"));
-            }
-        }
+        Some(tracker) => greeting.push_str(&invitation(tracker)),
         None => greeting.push_str(&format!("Its tracker is {at}.\n")),
     }
+    greeting.push_str("Next: peerctl search [WORDS], get WHAT, list, status, leave; peerctl help for more.\n");
     let daemon = Daemon::start(state, at, tracker.is_some()).await?;
     Ok(Running { daemon, tracker, greeting })
+}
+
+/// What others must type to join.
+fn invitation(tracker: &Tracker) -> String {
+    let commands = commands_for_others(tracker.local_addrs());
+    if commands.is_empty() {
+        return "It runs a tracker of its own, which only this machine can reach.\n".to_owned();
+    }
+    format!("It runs a tracker of its own. On other machines type one of:\n  {}\n", commands.join("\n  "))
 }
