@@ -41,7 +41,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     logging::init(options.log_format, readiness.is_some().then_some(log.as_path()))?;
     background::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, readiness))
+    let code = runtime.block_on(serve(options, readiness));
+    // A read from a dead disk must not keep the process alive: all that must be kept has been.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
 }
 
 async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result<ExitCode> {

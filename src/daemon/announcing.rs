@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, watch};
 
 use super::core::Core;
-use super::torrent::Torrent;
+use super::torrent::{Status, Torrent};
 use super::trackers::schedule::{Change, Health, Job, Outcome, Schedule};
 use super::trackers::{OurTracker, TrackerUrl};
 use crate::clock::Time;
@@ -184,7 +184,9 @@ pub async fn run(core: Arc<Core>) {
 fn apply(core: &Arc<Core>, schedule: &mut Schedule, now: Time, key: InfoHash, what: What) {
     let torrent = core.torrent(key);
     match (what, torrent) {
-        (What::Started | What::Completed, Some(torrent)) => {
+        (What::Started | What::Completed, Some(torrent))
+            if torrent.with_status(Status::is_live) && !torrent.is_removed() =>
+        {
             let complete = torrent.with_status(|status| status.complete);
             if !complete {
                 schedule.incomplete(key);

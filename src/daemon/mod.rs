@@ -4,6 +4,7 @@
 //! [`Daemon::stop`]. A stop tells the trackers, commits what is in flight and closes the store cleanly.
 
 pub mod announcing;
+pub mod checking;
 pub mod choking;
 pub mod commands;
 pub mod commit;
@@ -32,6 +33,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
@@ -171,6 +173,7 @@ impl Daemon {
         };
         let core = Arc::new(Core::new(parts)?);
         lifecycle::load(&core).map_err(store_error)?;
+        publishing::load(&core).map_err(store_error)?;
         let (watcher, events) = Watcher::start(core.options.upload_dir.clone(), clock)?;
         let tasks = &core.tasks;
         for listener in listeners {
@@ -205,6 +208,9 @@ impl Daemon {
 
     /// Tells the trackers, ends all sessions, commits, closes the store.
     pub async fn stop(self) {
+        // Whoever hashes on a blocking thread would keep the process alive.
+        self.core.stopping.store(true, Ordering::Relaxed);
+        self.core.torrents().iter().for_each(|torrent| torrent.check.cancel.store(true, Ordering::Relaxed));
         self.core.announcer.leave(&self.core, FAREWELL).await;
         let left = self.core.tasks.stop(STOP_LIMIT).await;
         if left > 0 {

@@ -80,6 +80,12 @@ impl Commands {
                     }));
                 }
                 Phase::Error(message) => return Err(Failure::failed(message)),
+                Phase::Missing => {
+                    return Err(Failure::failed(format!(
+                        "{} is shared from upload/, and its file is being changed or is gone",
+                        torrent.summary.name
+                    )));
+                }
                 _ if torrent.is_removed() => {
                     return Err(Failure::failed(format!("{} was removed", torrent.summary.name)));
                 }
