@@ -85,7 +85,7 @@ async fn start(options: Options) -> anyhow::Result<Running> {
     let state = tokio::task::spawn_blocking(move || State::open(options)).await??;
     let Options { upload_dir, download_dir, .. } = state.options();
     let mut greeting = format!(
-        "peerd is up: what is copied into {} is shared, what is fetched goes to {}.\n",
+        "peerd is up.\nShared is what is copied into {}\nFetched files go to {}\n",
         upload_dir.display(),
         download_dir.display()
     );
@@ -98,7 +98,7 @@ async fn start(options: Options) -> anyhow::Result<Running> {
     };
     match &tracker {
         Some(tracker) => greeting.push_str(&invitation(tracker)),
-        None => greeting.push_str(&format!("Its tracker is {at}.\n")),
+        None => greeting.push_str(&format!("The tracker is {at}\n")),
     }
     greeting.push_str("Next: peerctl search [WORDS], get WHAT, list, status, leave; peerctl help for more.\n");
     let daemon = Daemon::start(state, at, tracker.is_some()).await?;

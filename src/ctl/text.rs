@@ -387,10 +387,10 @@ pub(super) fn shared(out: &mut dyn Write, shared: &Shared) -> io::Result<()> {
 }
 
 pub(super) fn left(out: &mut dyn Write, left: &Left) -> io::Result<()> {
-    writeln!(out, "peerd has left with {}.", counted(left.torrents.into(), "torrent"))?;
-    left.told.iter().try_for_each(|url| field(out, "told", url))?;
+    writeln!(out, "peerd has ended: {} no longer shared from here.", counted(left.torrents.into(), "torrent"))?;
+    left.told.iter().try_for_each(|url| field(out, "tracker told", url))?;
     let not_told = |tracker: &crate::wire::control::NotTold| format!("{}: {}", tracker.url, tracker.error);
-    left.not_told.iter().try_for_each(|tracker| field(out, "not told", &not_told(tracker)))
+    left.not_told.iter().try_for_each(|tracker| field(out, "tracker not told", &not_told(tracker)))
 }
 
 /// `2.5 s`, then as [`duration`].
