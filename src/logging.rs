@@ -52,6 +52,8 @@ struct RotatingFile {
     path: PathBuf,
     file: File,
     bytes: u64,
+    /// A line may come in pieces, which belong into one file.
+    at_line_start: bool,
     rotate_bytes: u64,
     /// The standard outputs point to it: panics and what libraries print belong here too.
     takes_stdio: bool,
@@ -61,7 +63,7 @@ impl RotatingFile {
     fn open(path: &Path, rotate_bytes: u64, takes_stdio: bool) -> io::Result<RotatingFile> {
         let file = open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(RotatingFile { path: path.to_path_buf(), file, bytes, rotate_bytes, takes_stdio })
+        Ok(RotatingFile { path: path.to_path_buf(), file, bytes, at_line_start: true, rotate_bytes, takes_stdio })
     }
 
     fn rotate(&mut self) -> io::Result<()> {
@@ -90,13 +92,14 @@ impl RotatingFile {
 
 impl Write for RotatingFile {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.bytes >= self.rotate_bytes {
+        if self.bytes >= self.rotate_bytes && self.at_line_start {
             // When it cannot be rotated it grows: a log that ends would be worse. Tried again after as much more.
             self.bytes = 0;
             let _ = self.rotate();
         }
         let written = self.file.write(line)?;
         self.bytes += written as u64;
+        self.at_line_start = line[..written].ends_with(b"\n");
         Ok(written)
     }
 

@@ -26,10 +26,16 @@ const PEERS: usize = 100_000;
 /// Rows of one peer and one file, at most.
 const FILE_ROWS: usize = 200_000;
 
+/// The key of the row of those that were folded together.
+const OTHERS: &[u8] = b"o";
+/// A proven peer that gave so much is never folded.
+const NEVER_FOLDED_BYTES: u64 = 1 << 30;
+
 /// One peer's account.
 #[derive(Clone, Debug)]
 pub struct Account {
-    pub identity: Identity,
+    /// None for those that were folded together to keep the ledger small.
+    pub identity: Option<Identity>,
     pub totals: LedgerRecord,
     pub files: Vec<(InfoHash, LedgerFileRecord)>,
 }
@@ -42,6 +48,8 @@ pub struct Ledger {
 struct State {
     peers: HashMap<Identity, LedgerRecord>,
     files: HashMap<(Identity, InfoHash), LedgerFileRecord>,
+    /// The sum of those that were folded together.
+    others: LedgerRecord,
     changed: HashSet<Identity>,
     changed_files: HashSet<(Identity, InfoHash)>,
     gone: Vec<Identity>,
@@ -58,6 +66,7 @@ impl Ledger {
         let mut damaged = 0_u32;
         store.for_each(LEDGER, &[], &mut |key, value| {
             match (decode_identity(key), decode_record::<LedgerRecord>(value)) {
+                (_, Ok(record)) if key == OTHERS => state.others = record,
                 (Some((identity, [])), Ok(record)) => drop(state.peers.insert(identity, record)),
                 _ => damaged += 1,
             }
@@ -133,12 +142,13 @@ impl Ledger {
             .map(|(identity, totals)| {
                 let mut rows = files.remove(identity).unwrap_or_default();
                 rows.sort_by(|a, b| b.1.received_bytes.cmp(&a.1.received_bytes).then(a.1.name.cmp(&b.1.name)));
-                Account { identity: *identity, totals: totals.clone(), files: rows }
+                Account { identity: Some(*identity), totals: totals.clone(), files: rows }
             })
             .collect();
-        all.sort_by_key(|account| {
-            (std::cmp::Reverse(account.totals.received_bytes), encode_identity(&account.identity))
-        });
+        if state.others != LedgerRecord::default() {
+            all.push(Account { identity: None, totals: state.others.clone(), files: Vec::new() });
+        }
+        all.sort_by_key(|account| (std::cmp::Reverse(account.totals.received_bytes), account.identity));
         all
     }
 
@@ -157,7 +167,11 @@ impl Ledger {
                 batch.put(LEDGER_FILES, &row_key(&row), encode_record(record));
             }
         }
-        for identity in std::mem::take(&mut state.gone) {
+        let gone = std::mem::take(&mut state.gone);
+        if !gone.is_empty() {
+            batch.put(LEDGER, OTHERS, encode_record(&state.others));
+        }
+        for identity in gone {
             batch.delete(LEDGER, &encode_identity(&identity));
         }
         for row in std::mem::take(&mut state.gone_files) {
@@ -188,8 +202,12 @@ impl State {
             }
         }
         if self.peers.len() > PEERS + PASSERS_BY {
-            let mut kept: Vec<(u64, u64, Identity)> =
-                self.peers.iter().map(|(id, r)| (r.received_bytes, r.last_seen, *id)).collect();
+            let mut kept: Vec<(u64, u64, Identity)> = self
+                .peers
+                .iter()
+                .filter(|(id, r)| may_fold(id, r))
+                .map(|(id, r)| (r.received_bytes, r.last_seen, *id))
+                .collect();
             kept.sort_unstable_by_key(|(given, seen, _)| (*given, *seen));
             for (_, _, identity) in kept.iter().take(self.peers.len() - PEERS) {
                 self.drop_peer(*identity);
@@ -207,7 +225,16 @@ impl State {
     }
 
     fn drop_peer(&mut self, identity: Identity) {
-        self.peers.remove(&identity);
+        if let Some(record) = self.peers.remove(&identity) {
+            let others = &mut self.others;
+            let first_seen = if others.first_seen == 0 { record.first_seen } else { others.first_seen };
+            *others = LedgerRecord {
+                received_bytes: others.received_bytes.saturating_add(record.received_bytes),
+                sent_bytes: others.sent_bytes.saturating_add(record.sent_bytes),
+                first_seen: first_seen.min(record.first_seen),
+                last_seen: others.last_seen.max(record.last_seen),
+            };
+        }
         self.gone.push(identity);
         let gone: Vec<_> = self.files.keys().filter(|(id, _)| *id == identity).copied().collect();
         for row in gone {
@@ -215,6 +242,10 @@ impl State {
             self.gone_files.push(row);
         }
     }
+}
+
+fn may_fold(identity: &Identity, record: &LedgerRecord) -> bool {
+    !matches!(identity, Identity::Key(_)) || record.received_bytes < NEVER_FOLDED_BYTES
 }
 
 /// Writes until the daemon stops, and once more then.
@@ -257,10 +288,11 @@ fn decode_identity(key: &[u8]) -> Option<(Identity, &[u8])> {
 }
 
 /// How people see an identity.
-pub fn identity_text(identity: &Identity) -> String {
+pub fn identity_text(identity: Option<&Identity>) -> String {
     match identity {
-        Identity::Address(ip) => ip.to_string(),
-        Identity::Key(key) => format!("key {}", crate::wire::id::to_hex(key)),
+        None => "others".to_owned(),
+        Some(Identity::Address(ip)) => ip.to_string(),
+        Some(Identity::Key(key)) => format!("key {}", crate::wire::id::to_hex(key)),
     }
 }
 
@@ -303,8 +335,11 @@ mod tests {
         store.commit(ledger.take_changes(1_000)).unwrap();
         store.commit(ledger.take_changes(1_000 + PASSER_BY_SECONDS + 1)).unwrap();
         let ledger = Ledger::load(&store).unwrap();
-        assert_eq!(ledger.accounts().len(), 1);
-        assert_eq!(ledger.given_bytes(peer(1)), 5 << 20);
+        let accounts = ledger.accounts();
+        assert_eq!(accounts.len(), 2);
+        assert_eq!((accounts[0].identity, accounts[0].totals.received_bytes), (Some(peer(1)), 5 << 20));
+        assert_eq!((accounts[1].identity, accounts[1].totals.received_bytes), (None, 5));
+        assert_eq!(ledger.given_bytes(peer(2)), 0);
     }
 
     #[test]

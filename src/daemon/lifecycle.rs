@@ -31,9 +31,14 @@ pub enum AddError {
     Store(#[from] StoreError),
     #[error("the state folder: {0}")]
     Segments(#[from] SegmentError),
+    #[error("{}: only {} MiB are free, {} MiB are kept in reserve; make room, or fetch to another disk with --to", folder.display(), free_bytes >> 20, RESERVE_BYTES >> 20)]
+    NoRoom { folder: PathBuf, free_bytes: u64 },
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
 }
+
+/// design.md section 6: the store and other programs need room too, so downloads do not take the last of it.
+pub const RESERVE_BYTES: u64 = 256 << 20;
 
 impl Core {
     /// Writes a batch; returns when it is safe from a power cut.
@@ -95,6 +100,10 @@ impl Core {
             .await
             .unwrap_or_else(|error| Err(std::io::Error::other(error)))
             .map_err(|source| AddError::Folder { folder: folder.clone(), source })?;
+        let Looked { found, free_bytes } = found;
+        if found == Found::Nothing && free_bytes < RESERVE_BYTES {
+            return Err(AddError::NoRoom { folder, free_bytes });
+        }
         let position = self.keep_metainfo(bytes).await?;
         let summary = Summary::of(&meta, position, ours, self.clock.unix_seconds());
         let status = Status {
@@ -122,13 +131,15 @@ impl Core {
         Ok(torrent)
     }
 
-    fn look_into(&self, folder: &Path, part: &RelPath, whole: &RelPath) -> std::io::Result<Found> {
+    fn look_into(&self, folder: &Path, part: &RelPath, whole: &RelPath) -> std::io::Result<Looked> {
         std::fs::create_dir_all(folder)?;
         let root = self.files.open_root(folder)?;
-        if root.stat(whole).is_ok() {
-            return Ok(Found::Foreign);
-        }
-        Ok(if root.stat(part).is_ok() { Found::Part } else { Found::Nothing })
+        let found = match (root.stat(whole), root.stat(part)) {
+            (Ok(_), _) => Found::Foreign,
+            (_, Ok(_)) => Found::Part,
+            _ => Found::Nothing,
+        };
+        Ok(Looked { found, free_bytes: root.free_bytes()? })
     }
 
     /// Starts what a torrent's state asks for: announces it, and connects it if it is downloading.
@@ -207,7 +218,7 @@ impl Core {
 
     /// Ends every session of the torrent.
     pub fn disconnect(&self, torrent: &Torrent, why: &str) {
-        if let Some(active) = torrent.active_now() {
+        if let Some(active) = torrent.active() {
             for session in active.lock().sessions.values() {
                 session.close(why);
             }
@@ -343,7 +354,12 @@ impl Core {
     }
 }
 
-/// What lies where a torrent's data is to go.
+/// What lies where a torrent's data is to go, and how much room there is.
+struct Looked {
+    found: Found,
+    free_bytes: u64,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Found {
     Nothing,

@@ -1,5 +1,5 @@
 //! Accepts connections and watches over them: none holds a place by its silence, and a full house makes room for who
-//! comes by closing the one that was idle longest.
+//! comes by closing one that is idle.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -46,6 +46,8 @@ struct Watched {
     head_since: AtomicU64,
     /// A request is being answered.
     busy: AtomicBool,
+    /// It has made a request.
+    served: AtomicBool,
     close: Notify,
 }
 
@@ -62,6 +64,7 @@ impl House {
             last_io: AtomicU64::new(now.as_nanos()),
             head_since: AtomicU64::new(now.as_nanos()),
             busy: AtomicBool::new(false),
+            served: AtomicBool::new(false),
             close: Notify::new(),
         });
         let number = self.next.fetch_add(1, Ordering::Relaxed);
@@ -69,12 +72,16 @@ impl House {
         (number, watched)
     }
 
-    /// Tells the connection that was idle longest to close; `false` when all are busy.
+    /// Tells the connection that was idle longest to close, one that never asked for anything before those that did;
+    /// `false` when all are busy.
+    ///
+    /// So a flood of silent connections displaces itself, not the clients that keep theirs open.
     fn displace(&self) -> bool {
         let mut open = self.lock();
         let idle = open.iter().filter(|(_, watched)| !watched.busy.load(Ordering::Relaxed));
-        let longest =
-            idle.min_by_key(|(_, watched)| watched.last_io.load(Ordering::Relaxed)).map(|(number, _)| *number);
+        let worth =
+            |watched: &Watched| (watched.served.load(Ordering::Relaxed), watched.last_io.load(Ordering::Relaxed));
+        let longest = idle.min_by_key(|(_, watched)| worth(watched)).map(|(number, _)| *number);
         // Taken out at once, so that the next one chooses another.
         match longest.and_then(|number| open.remove(&number)) {
             Some(watched) => {
@@ -171,6 +178,7 @@ async fn connection(
         let (site, watched) = (site.clone(), watched.clone());
         watched.head_since.store(0, Ordering::Relaxed);
         watched.busy.store(true, Ordering::Relaxed);
+        watched.served.store(true, Ordering::Relaxed);
         async move {
             let answer = site.answer(request, ends).await;
             watched.busy.store(false, Ordering::Relaxed);
@@ -337,6 +345,8 @@ mod tests {
     async fn the_one_idle_longest_makes_room() {
         let house = House::default();
         let (_, oldest_but_busy) = house.enter(at(1));
+        let (_, idle_but_known) = house.enter(at(1));
+        idle_but_known.served.store(true, Ordering::Relaxed);
         let (_, idle_longest) = house.enter(at(2));
         let (_, idle) = house.enter(at(3));
         oldest_but_busy.busy.store(true, Ordering::Relaxed);
@@ -344,6 +354,8 @@ mod tests {
         idle_longest.close.notified().await;
         assert!(house.displace());
         idle.close.notified().await;
+        assert!(house.displace());
+        idle_but_known.close.notified().await;
         assert!(!house.displace());
     }
 }
