@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use peerd::background::{self, Launched, Readiness};
 use peerd::daemon::options::{Args, Options, TRACKER_PORT, TrackerChoice};
@@ -16,14 +16,14 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("peerd: {error:#}");
+            eprintln!("peerd: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let readiness = background::readiness().context("the background process was not started by peerd")?;
+    let readiness = background::readiness()?;
     let options = args.resolve()?;
     let log = options.state_dir.join("peerd.log");
     if !options.foreground && readiness.is_none() {
@@ -52,9 +52,9 @@ async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result
     let running = match start(options).await {
         Ok(running) => running,
         Err(error) => {
-            tracing::error!("not started: {error:#}");
+            tracing::error!("not started: {error}");
             if let Some(readiness) = readiness {
-                readiness.failed(&format!("{error:#}"));
+                readiness.failed(&error.to_string());
                 return Ok(ExitCode::FAILURE);
             }
             return Err(error);
@@ -73,7 +73,7 @@ async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result
     tracing::info!("stopping");
     running.daemon.stop().await;
     if let Some(tracker) = running.tracker {
-        tracker.stop().await.context("the tracker could not write everything")?;
+        tracker.stop().await.map_err(|error| anyhow!("the tracker could not write everything: {error}"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -88,20 +88,20 @@ async fn start(options: Options) -> anyhow::Result<Running> {
     let state = tokio::task::spawn_blocking(move || State::open(options)).await??;
     let Options { upload_dir, download_dir, .. } = state.options();
     let mut greeting = format!(
-        "peerd is up: what is copied into {} is shared, what is fetched goes to {}.\n",
+        "peerd is up.\nShared is what is copied into {}\nFetched files go to {}\n",
         upload_dir.display(),
         download_dir.display()
     );
     let (tracker, at) = match state.tracker() {
         TrackerChoice::At(host, port) => (None, OurTracker::new(&host, port)),
         TrackerChoice::Own | TrackerChoice::AsBefore => {
-            let tracker = Tracker::start(TrackerOptions::new(&state.options().state_dir.join("tracker"))).await?;
+            let tracker = Tracker::start(TrackerOptions::new(state.options().state_dir.join("tracker"))).await?;
             (Some(tracker), OurTracker::new("127.0.0.1", TRACKER_PORT))
         }
     };
     match &tracker {
         Some(tracker) => greeting.push_str(&invitation(tracker)),
-        None => greeting.push_str(&format!("Its tracker is {at}.\n")),
+        None => greeting.push_str(&format!("The tracker is {at}\n")),
     }
     greeting.push_str("Next: peerctl search [WORDS], get WHAT, list, status, leave; peerctl help for more.\n");
     let daemon = Daemon::start(state, at, tracker.is_some()).await?;

@@ -267,7 +267,8 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         field(out, "tracker", &text)?;
     }
     let Status { torrents, downloading, seeding, sessions, .. } = status;
-    field(out, "torrents", &format!("{torrents}: {downloading} downloading, {seeding} seeding; {sessions} sessions"))?;
+    field(out, "torrents", &format!("{torrents}, {downloading} downloading, {seeding} seeding"))?;
+    field(out, "sessions", &sessions.to_string())?;
     let traffic = |now, ever| format!("{}, {} over all time", rate(now), bytes(ever));
     field(out, "down", &traffic(status.down_bytes_per_s, status.received_bytes))?;
     field(out, "up", &traffic(status.up_bytes_per_s, status.sent_bytes))?;
@@ -387,10 +388,10 @@ pub(super) fn shared(out: &mut dyn Write, shared: &Shared) -> io::Result<()> {
 }
 
 pub(super) fn left(out: &mut dyn Write, left: &Left) -> io::Result<()> {
-    writeln!(out, "peerd has left with {}.", counted(left.torrents.into(), "torrent"))?;
-    left.told.iter().try_for_each(|url| field(out, "told", url))?;
+    writeln!(out, "peerd has ended; it was in the swarms of {}.", counted(left.torrents.into(), "torrent"))?;
+    left.told.iter().try_for_each(|url| field(out, "tracker told", url))?;
     let not_told = |tracker: &crate::wire::control::NotTold| format!("{}: {}", tracker.url, tracker.error);
-    left.not_told.iter().try_for_each(|tracker| field(out, "not told", &not_told(tracker)))
+    left.not_told.iter().try_for_each(|tracker| field(out, "tracker not told", &not_told(tracker)))
 }
 
 /// `2.5 s`, then as [`duration`].

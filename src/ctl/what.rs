@@ -82,7 +82,7 @@ fn read_torrent(path: &Path) -> Result<Vec<u8>, Failure> {
     }
     match Metainfo::parse(&bytes) {
         Ok(_) => Ok(bytes),
-        Err(error) => Err(Failure::failed(format!("{shown} is not a usable .torrent: {error}"))),
+        Err(error) => Err(Failure::failed(format!("{shown}: {error}"))),
     }
 }
 
@@ -134,7 +134,7 @@ mod tests {
         fs::write(path("garbage.torrent"), b"d4:info").unwrap();
         let failure = classify(&path("garbage.torrent"), Scope::Network).unwrap_err();
         assert_eq!(failure.class, FailureClass::Failed);
-        assert!(failure.message.contains("garbage.torrent is not a usable .torrent"), "{failure}");
+        assert!(failure.message.contains("garbage.torrent: not a .torrent"), "{failure}");
         File::create(path("long.torrent")).unwrap().set_len(MAX_TORRENT_BYTES as u64 + 1).unwrap();
         assert_eq!(class(&path("long.torrent")), FailureClass::Usage);
         // A file of ours that lies in the folder where a torrent of its name is asked for.

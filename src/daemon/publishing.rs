@@ -12,6 +12,7 @@ use super::records::WITHDRAWALS;
 use super::torrent::Torrent;
 use super::trackers::TrackerError;
 use crate::db::{Batch, StoreError};
+use crate::clock::Time;
 use crate::wire::id::InfoHash;
 
 /// Requests to the tracker at once: keep-alive connections, so that 20,000 files take seconds.
@@ -35,8 +36,17 @@ enum Wish {
 /// Refusals remembered for `peerctl share`: as many as anybody looks at.
 const MAX_REFUSALS: usize = 1_000;
 
+/// How the catalogue answered last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reached {
+    NotYet,
+    Yes,
+    No { error: String, retry_at: Time },
+}
+
 /// What the tracker is still to be told. One wish a torrent: the last one counts.
 pub struct Publisher {
+    reached: Mutex<Reached>,
     wishes: Mutex<BTreeMap<InfoHash, Wish>>,
     refused: Mutex<HashSet<InfoHash>>,
     some: Notify,
@@ -47,6 +57,7 @@ pub struct Publisher {
 impl Default for Publisher {
     fn default() -> Self {
         Publisher {
+            reached: Mutex::new(Reached::NotYet),
             wishes: Mutex::default(),
             refused: Mutex::default(),
             some: Notify::new(),
@@ -86,6 +97,14 @@ impl Publisher {
         self.some.notify_one();
     }
 
+    pub fn reached(&self) -> Reached {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_reached(&self, reached: Reached) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = reached;
+    }
+
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InfoHash, Wish>> {
         self.wishes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -116,10 +135,12 @@ pub async fn run(core: Arc<Core>) {
             tracing::debug!(%error, "the tracker's catalogue");
             // Whatever happened to it meanwhile, all is asked once it answers.
             ask_all_at = core.clock.now();
+            core.publisher.set_reached(Reached::No { error: error.to_string(), retry_at: ask_all_at + retry });
             tokio::time::sleep(retry).await;
             retry = (retry * 2).min(RETRY_MOST);
             continue;
         }
+        core.publisher.set_reached(Reached::Yes);
         retry = RETRY_FIRST;
         if core.publisher.lock().is_empty() {
             tokio::select! {
@@ -130,7 +151,7 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
-async fn round(core: &Arc<Core>, ask_all_at: &mut crate::clock::Time, probe: &mut usize) -> Result<(), TrackerError> {
+async fn round(core: &Arc<Core>, ask_all_at: &mut Time, probe: &mut usize) -> Result<(), TrackerError> {
     let wishes = core.publisher.some_wishes();
     if !wishes.is_empty() {
         fulfil(core, wishes).await?;
@@ -141,7 +162,8 @@ async fn round(core: &Arc<Core>, ask_all_at: &mut crate::clock::Time, probe: &mu
     let keys: Vec<InfoHash> =
         core.torrents().iter().filter(|t| t.with_status(|s| s.publish && s.complete)).map(|t| t.key()).collect();
     if keys.is_empty() {
-        return Ok(());
+        // With nothing to share, `status` still says whether there is a tracker to search.
+        return core.catalogue().is_there().await;
     }
     let now = core.clock.now();
     let asked: Vec<InfoHash> = if *ask_all_at <= now {

@@ -103,8 +103,7 @@ impl Commands {
     async fn resolve(&self, what: What) -> Result<Resolved, Failure> {
         match what {
             What::Torrent(bytes) => {
-                let meta = Metainfo::parse(&bytes)
-                    .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
+                let meta = Metainfo::parse(&bytes).map_err(|error| Failure::failed(error.to_string()))?;
                 let ours = self.core.names_our_tracker(&meta);
                 Ok(self.here(meta.info_hash()).unwrap_or(Resolved::Torrent { bytes, ours }))
             }

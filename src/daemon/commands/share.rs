@@ -119,7 +119,7 @@ impl Commands {
                     path.display()
                 )))
             }
-            Err(failure) => Err(failure),
+            Err(failure) => Err(Failure::failed(format!("{}: {}", path.display(), failure.message))),
         }
     }
 
