@@ -22,8 +22,8 @@ const REJECT_PAUSE: Duration = Duration::from_millis(100);
 const MAX_REJECT_DOUBLINGS: u32 = 7;
 /// A piece of which a peer rejected a block is not asked of it for so long: it may have lost it, or be overloaded.
 const REFUSED_FOR: Duration = Duration::from_secs(30);
-/// A payload that takes longer than this (and than its peer's patience) holds its slot for nothing: 16 KiB at 550 B/s.
-const MAX_STALL: Duration = Duration::from_secs(30);
+/// A payload that takes longer than this (and than its peer's patience) holds its slot for nothing: 16 KiB at 1.6 KB/s.
+const MAX_STALL: Duration = Duration::from_secs(10);
 
 /// Where the payload of a block shall go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -71,8 +71,18 @@ impl Swarm {
             return Ok(Placement::Discard(raw.len));
         }
         let (slot, sent) = (put == Put::Slot, request.map(|request| request.sent));
-        session.down.incoming = Some(Incoming { block, since: now, sent, slot, late });
+        session.down.incoming = Some(Incoming { block, since: now, sent, slot, late, held: false });
         Ok(if slot { Placement::Slot(block) } else { Placement::Scratch(block) })
+    }
+
+    /// The shell cannot take the payload of the placed block just now (no memory), or can again. The time in between is
+    /// ours: nothing of this peer is late for it.
+    pub fn hold_block(&mut self, now: Time, id: SessionId, held: bool) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(incoming) = &mut session.down.incoming else { return };
+        incoming.held = held;
+        incoming.since = now;
+        session.down.last_block = now;
     }
 
     /// The whole payload of a placed block is in.
@@ -297,7 +307,9 @@ impl Swarm {
         let mut forgiven = Vec::new();
         for session in self.sessions.values_mut() {
             let patience = session.down.patience();
-            if session.down.incoming.is_some_and(|incoming| now.since(incoming.since) > patience.max(MAX_STALL)) {
+            let held = session.down.incoming.is_some_and(|incoming| incoming.held);
+            let stalls = |incoming: Incoming| now.since(incoming.since) > patience.max(MAX_STALL);
+            if !held && session.down.incoming.is_some_and(stalls) {
                 stalled.push(session.id);
             }
             if session.down.paused_until.is_some_and(|until| now >= until) || session.down.starved {
@@ -305,7 +317,7 @@ impl Swarm {
             }
             let over = session.down.refused.extract_if(.., |(_, until)| now >= *until);
             forgiven.extend(over.map(|(piece, _)| (session.id, piece)));
-            if session.down.incoming.is_none() {
+            if !held {
                 free_late_requests(&mut self.picker, session, now, patience);
             }
         }

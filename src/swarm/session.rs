@@ -98,6 +98,8 @@ pub(super) struct Incoming {
     pub slot: bool,
     /// Its request no longer counts in the picker.
     pub late: bool,
+    /// We do not read it just now: what time passes is ours.
+    pub held: bool,
 }
 
 /// How much may be asked of a peer at a time.
@@ -233,7 +235,8 @@ impl Session {
             session: self.id,
             identity: self.info.identity,
             since: self.since,
-            we_choke: self.we_choke,
+            // Who is told to go is served no more.
+            we_choke: self.we_choke || self.closing,
             peer_chokes: self.peer_chokes,
             we_interested: self.we_interested,
             peer_interested: self.peer_interested,

@@ -223,6 +223,12 @@ impl Swarm {
         Ok(())
     }
 
+    /// Whether neither side needs anything of the other.
+    pub fn both_seed(&self, id: SessionId) -> bool {
+        let seeds = |session: &Session| session.has_all() || session.upload_only;
+        self.is_complete() && self.sessions.get(&id).is_some_and(seeds)
+    }
+
     /// The session is over: what was asked of it is asked of others.
     pub fn close(&mut self, id: SessionId) {
         if let Some(incoming) = self.sessions.get(&id).and_then(|session| session.down.incoming) {
@@ -392,8 +398,7 @@ impl Swarm {
 
     /// Two ends that need nothing of each other part.
     fn part_if_both_seed(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        if self.is_complete() && (session.has_all() || session.upload_only) {
+        if self.both_seed(id) {
             self.tell_to_close(id, CloseReason::BothSeeds);
         }
     }
@@ -726,5 +731,43 @@ mod tests {
         swarm.check();
         assert!(!swarm.report(later, ID).unwrap().snubbed);
         assert_eq!(swarm.report(later, OTHER).unwrap().outstanding, 3, "one was cancelled");
+    }
+
+    #[test]
+    fn who_stops_in_the_middle_of_a_block_keeps_nothing_from_others() {
+        let mut swarm = swarm(0b1111_1110, false);
+        swarm.receive(NOW, ID, Message::Bitfield(vec![1])).unwrap();
+        swarm.receive(NOW, ID, Message::Unchoke).unwrap();
+        assert_eq!(requests(&sent(&mut swarm)).len(), 4);
+        let at = |ms| NOW + Duration::from_millis(ms);
+        let Ok(Placement::Slot(_)) = swarm.place(at(100), ID, raw(7, 0)) else { panic!("a slot") };
+        swarm.handle_timeout(at(2_200));
+        assert!(swarm.report(at(2_200), ID).unwrap().snubbed);
+        assert_eq!(swarm.picker.asked_units(), 1, "three may be asked of others");
+        swarm.check();
+        swarm.handle_timeout(at(10_200));
+        let effects: Vec<_> = std::iter::from_fn(|| swarm.poll_effect()).collect();
+        assert!(effects.contains(&Effect::Close(ID, CloseReason::Fault(PeerFault::Stalled))), "{effects:?}");
+    }
+
+    #[test]
+    fn a_peer_whose_block_we_do_not_take_is_not_late() {
+        let mut swarm = swarm(0b1111_1110, false);
+        swarm.receive(NOW, ID, Message::Bitfield(vec![1])).unwrap();
+        swarm.receive(NOW, ID, Message::Unchoke).unwrap();
+        assert_eq!(requests(&sent(&mut swarm)).len(), 4);
+        let at = |ms| NOW + Duration::from_millis(ms);
+        let Ok(Placement::Slot(block)) = swarm.place(at(100), ID, raw(7, 0)) else { panic!("a slot") };
+        swarm.hold_block(at(100), ID, true);
+        swarm.handle_timeout(at(60_000));
+        swarm.hold_block(at(60_000), ID, false);
+        swarm.handle_timeout(at(61_000));
+        assert!(!swarm.report(at(61_000), ID).unwrap().snubbed);
+        while let Some(effect) = swarm.poll_effect() {
+            assert_eq!(effect, Effect::ReviewChoking);
+        }
+        swarm.block_received(at(61_500), ID, block);
+        swarm.check();
+        assert_eq!(swarm.report(at(61_500), ID).unwrap().outstanding, 3);
     }
 }

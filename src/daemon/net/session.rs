@@ -115,7 +115,9 @@ impl<S: PeerStream> Session<S> {
             Receiving::Waiting(block) => Some(block),
             _ => None,
         };
-        let deadline = (self.spoke + KEEP_ALIVE).min(self.heard + SILENCE);
+        // A peer that we do not read from cannot be silent.
+        let silent_at = waiting.map_or(self.heard + SILENCE, |_| self.spoke + KEEP_ALIVE);
+        let deadline = (self.spoke + KEEP_ALIVE).min(silent_at);
         let sleep = deadline.since(self.core.clock.now());
         tokio::select! {
             ready = self.stream.ready(waiting.is_none(), writing) => {
@@ -131,6 +133,8 @@ impl<S: PeerStream> Session<S> {
             }
             buffer = self.core.grant(waiting.map_or(0, |b| b.len())), if waiting.is_some() => {
                 if let Some(block) = waiting {
+                    self.heard = self.core.clock.now();
+                    self.active.lock().swarm.hold_block(self.heard, self.handle.id, false);
                     self.receiving = Receiving::Filling { block, buffer, filled: 0 };
                     self.process()?;
                 }
@@ -242,7 +246,10 @@ impl<S: PeerStream> Session<S> {
         self.receiving = match placement {
             Placement::Slot(block) | Placement::Scratch(block) => match self.core.try_grant(block.len()) {
                 Some(buffer) => Receiving::Filling { block, buffer, filled: 0 },
-                None => Receiving::Waiting(block),
+                None => {
+                    self.active.lock().swarm.hold_block(now, self.handle.id, true);
+                    Receiving::Waiting(block)
+                }
             },
             Placement::Discard(_) => Receiving::Skipping,
         };
