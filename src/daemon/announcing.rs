@@ -235,7 +235,7 @@ async fn announce(core: &Arc<Core>, job: &Job) -> Outcome {
 fn request(core: &Core, job: &Job, torrent: Option<&Torrent>) -> AnnounceRequest {
     let left = match torrent {
         _ if job.complete => 0,
-        Some(torrent) => match torrent.active_now() {
+        Some(torrent) => match torrent.active() {
             Some(active) => active.lock().swarm.left_bytes(),
             None => torrent.summary.layout.total_bytes(),
         },

@@ -28,7 +28,7 @@ pub async fn run(core: Arc<Core>) {
 fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
     let now = core.clock.now();
     let live: Vec<_> =
-        core.live_torrents().into_iter().filter_map(|torrent| Some((torrent.active_now()?, torrent))).collect();
+        core.live_torrents().into_iter().filter_map(|torrent| Some((torrent.active()?, torrent))).collect();
     let mut views: Vec<SessionView> = Vec::new();
     for (active, torrent) in &live {
         if torrent.with_status(Status::is_live) {

@@ -3,9 +3,9 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -86,11 +86,18 @@ pub struct Core {
     catalogue: Catalogue,
     /// What the user should know, newest last.
     warnings: Mutex<VecDeque<String>>,
-    torrents: RwLock<HashMap<InfoHash, Arc<Torrent>>>,
+    torrents: RwLock<Torrents>,
     /// Torrents that have an active half: the only ones that timers look at.
     live: Mutex<HashMap<InfoHash, Arc<Torrent>>>,
     next_session: AtomicU32,
     random: Mutex<SmallRng>,
+}
+
+/// All torrents, and where the data of those that are or were fetched lies.
+#[derive(Default)]
+struct Torrents {
+    by_key: HashMap<InfoHash, Arc<Torrent>>,
+    fetched: HashMap<PathBuf, InfoHash>,
 }
 
 /// The parts of [`Core`] that somebody else makes.
@@ -172,7 +179,7 @@ impl Core {
             shares: parts.shares,
             choking: Notify::new(),
             dialling: Notify::new(),
-            torrents: RwLock::new(HashMap::new()),
+            torrents: RwLock::default(),
             live: Mutex::new(HashMap::new()),
             next_session: AtomicU32::new(1),
             random: Mutex::new(random),
@@ -214,12 +221,12 @@ impl Core {
     }
 
     pub fn torrent(&self, key: InfoHash) -> Option<Arc<Torrent>> {
-        self.torrents.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+        self.read_torrents().by_key.get(&key).cloned()
     }
 
     /// All torrents, oldest first.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
-        let mut all: Vec<_> = self.torrents.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        let mut all: Vec<_> = self.read_torrents().by_key.values().cloned().collect();
         all.sort_by(|a, b| (a.summary.added, &a.summary.name).cmp(&(b.summary.added, &b.summary.name)));
         all
     }
@@ -227,12 +234,35 @@ impl Core {
     /// Adds a torrent unless there is one of its key; returns the one that stands.
     pub fn insert(&self, torrent: Arc<Torrent>) -> Arc<Torrent> {
         let mut torrents = self.torrents.write().unwrap_or_else(PoisonError::into_inner);
-        torrents.entry(torrent.key()).or_insert(torrent).clone()
+        let torrent = torrents.by_key.entry(torrent.key()).or_insert(torrent).clone();
+        if torrent.with_status(Status::is_fetched) {
+            torrents.fetched.insert(self.data_path(&torrent), torrent.key());
+        }
+        torrent
+    }
+
+    /// Whether a path is, or lies in, what a torrent was fetched as.
+    pub fn is_fetched(&self, path: &Path) -> bool {
+        let torrents = self.read_torrents();
+        let key = path.ancestors().find_map(|path| torrents.fetched.get(path));
+        let torrent = key.and_then(|key| torrents.by_key.get(key));
+        torrent.is_some_and(|torrent| torrent.with_status(Status::is_fetched))
     }
 
     pub fn forget(&self, key: InfoHash) {
-        self.torrents.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        let mut torrents = self.torrents.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(torrent) = torrents.by_key.remove(&key) {
+            let path = self.data_path(&torrent);
+            if torrents.fetched.get(&path) == Some(&key) {
+                torrents.fetched.remove(&path);
+            }
+        }
+        drop(torrents);
         self.live().remove(&key);
+    }
+
+    fn read_torrents(&self) -> RwLockReadGuard<'_, Torrents> {
+        self.torrents.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Torrents with an active half.
@@ -269,9 +299,9 @@ impl Core {
     /// # Errors
     /// When its `.torrent` cannot be read back or its folder cannot be opened.
     pub async fn activate(self: &Arc<Self>, torrent: &Arc<Torrent>) -> Result<Arc<Active>, ActivateError> {
-        let mut slot = torrent.active_slot().await;
-        if let Some(active) = &*slot {
-            return Ok(active.clone());
+        let _making = torrent.making().await;
+        if let Some(active) = torrent.active() {
+            return Ok(active);
         }
         let core = self.clone();
         let of = torrent.clone();
@@ -279,18 +309,16 @@ impl Core {
             .await
             .map_err(|_| ActivateError::Store(StoreError::Closed))??;
         let active = Arc::new(active);
-        *slot = Some(active.clone());
+        torrent.set_active(active.clone());
         self.live().insert(torrent.key(), torrent.clone());
         Ok(active)
     }
 
     /// Lets go of the active half of a torrent that nobody needs just now.
-    /// `by_force` even with sessions: they end on the old half, and the next one begins on a new one.
+    /// `by_force` even if somebody does: sessions end on the old half, and the next one begins on a new one.
     pub async fn deactivate(&self, torrent: &Arc<Torrent>, by_force: bool) {
-        let mut slot = torrent.active_slot().await;
-        let busy = slot.as_ref().is_some_and(|active| !active.lock().sessions.is_empty());
-        if by_force || !busy {
-            *slot = None;
+        let _making = torrent.making().await;
+        if torrent.let_go(by_force) {
             self.live().remove(&torrent.key());
         }
     }

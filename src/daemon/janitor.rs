@@ -10,8 +10,10 @@ use super::torrent::Torrent;
 const TICK: Duration = Duration::from_millis(100);
 /// While no torrent is active there is nothing to look at.
 const IDLE_TICK: Duration = Duration::from_secs(1);
-/// An active half that has had no session for so many looks is let go.
+/// An active half that has had no session for so many looks is let go: it has been idle for half a minute ...
 const LET_GO_AFTER_TICKS: u32 = 300;
+/// ... unless somebody is to be dialled before long. Who is to be dialled later will be named by the tracker again.
+const DIALLED_SOON: Duration = Duration::from_secs(30);
 
 /// Runs until the daemon stops.
 pub async fn run(core: Arc<Core>) {
@@ -36,14 +38,14 @@ pub async fn run(core: Arc<Core>) {
 
 /// Returns whether nobody needs the active half just now.
 fn look_after(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
-    let Some(active) = torrent.active_now() else { return false };
+    let Some(active) = torrent.active() else { return false };
     let now = core.clock.now();
     let unused = {
         let mut inner = active.lock();
         if inner.swarm.next_timeout().is_some_and(|at| at <= now) {
             inner.swarm.handle_timeout(now);
         }
-        inner.sessions.is_empty() && inner.book.next_timeout().is_none()
+        inner.sessions.is_empty() && inner.book.next_timeout().is_none_or(|at| at > now + DIALLED_SOON)
     };
     // Blocks of pieces that nobody completes just now must not hold the memory that others wait for.
     while core.pool.under_pressure() {
@@ -51,5 +53,5 @@ fn look_after(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
         torrent.start_disk_work(core, &active, work);
     }
     torrent.pass_effects(core, &active);
-    unused && torrent.with_status(|status| status.complete)
+    unused && (torrent.is_removed() || torrent.with_status(|status| status.complete))
 }

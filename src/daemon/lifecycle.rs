@@ -218,7 +218,7 @@ impl Core {
 
     /// Ends every session of the torrent.
     pub fn disconnect(&self, torrent: &Torrent, why: &str) {
-        if let Some(active) = torrent.active_now() {
+        if let Some(active) = torrent.active() {
             for session in active.lock().sessions.values() {
                 session.close(why);
             }

@@ -179,6 +179,8 @@ struct Sharing {
     record_at: Option<Time>,
     /// Paths whose file went, and when that is final.
     going: HashMap<RelPath, Time>,
+    /// The same by device and inode, to know a file that was moved; entries may outlive those of `going`.
+    gone_files: HashMap<(u64, u64), RelPath>,
     /// Settled changes that wait for their minute's end.
     later: HashMap<RelPath, (Time, StatRecord)>,
     recorded: HashMap<RelPath, Time>,
@@ -196,6 +198,7 @@ pub async fn run(core: Arc<Core>, mut events: mpsc::Receiver<WatchEvent>) {
         ready: Vec::new(),
         record_at: None,
         going: HashMap::new(),
+        gone_files: HashMap::new(),
         later: HashMap::new(),
         recorded: HashMap::new(),
         lingering: Vec::new(),
@@ -234,6 +237,9 @@ impl Sharing {
             self.going.remove(&path);
             self.withdraw(&path).await;
         }
+        if self.going.is_empty() {
+            self.gone_files.clear();
+        }
         let due: Vec<_> = self.later.iter().filter(|(_, (at, _))| *at <= now).map(|(path, _)| path.clone()).collect();
         for path in due {
             if let Some((_, stat)) = self.later.remove(&path) {
@@ -251,7 +257,9 @@ impl Sharing {
             WatchEvent::Settled { path, stat } => self.settled(path, stat.into()).await,
             WatchEvent::Removed { path } => {
                 self.later.remove(&path);
-                if self.core.shares.lock().shared.contains_key(&path) {
+                let share = self.core.shares.lock().shared.get(&path).copied();
+                if let Some(share) = share {
+                    self.gone_files.insert((share.stat.device, share.stat.inode), path.clone());
                     self.going.insert(path, self.core.clock.now() + MOVE_GRACE);
                 }
             }
@@ -282,7 +290,8 @@ impl Sharing {
         let Some(seen) = self.seen.take() else { return };
         let now = self.core.clock.now();
         let state = self.core.shares.lock();
-        for path in state.shared.keys().filter(|path| !seen.contains(*path)) {
+        for (path, share) in state.shared.iter().filter(|(path, _)| !seen.contains(*path)) {
+            self.gone_files.insert((share.stat.device, share.stat.inode), path.clone());
             self.going.insert(path.clone(), now + MOVE_GRACE);
         }
     }
@@ -352,21 +361,15 @@ impl Sharing {
 
     /// What peerd itself fetched into upload/ has its key already.
     fn is_fetched(&self, path: &RelPath) -> bool {
-        let full = self.core.options.upload_dir.join(path.as_path());
-        self.core.torrents().iter().any(|torrent| {
-            torrent.with_status(|status| matches!(status.origin, Origin::Download { .. }))
-                && full.starts_with(self.core.data_path(torrent))
-        })
+        self.core.is_fetched(&self.core.options.upload_dir.join(path.as_path()))
     }
 
     /// The path from which this very file has just gone.
     fn moved_from(&self, path: &RelPath, stat: &StatRecord) -> Option<(RelPath, Share)> {
-        let state = self.core.shares.lock();
-        let old = self
-            .going
-            .keys()
-            .find(|old| *old != path && state.shared.get(*old).is_some_and(|share| share.stat.same_file(stat)))?;
-        Some((old.clone(), *state.shared.get(old)?))
+        let old = self.gone_files.get(&(stat.device, stat.inode))?;
+        let share = *self.core.shares.lock().shared.get(old)?;
+        let moved = old != path && self.going.contains_key(old) && share.stat.same_file(stat);
+        moved.then(|| (old.clone(), share))
     }
 
     /// Moved: the same torrent from another folder. Renamed: the same pieces under another key, without hashing.

@@ -107,12 +107,19 @@ impl Status {
     pub fn is_live(&self) -> bool {
         !self.paused && matches!(self.phase, Phase::Downloading | Phase::Seeding)
     }
+
+    /// Whether the data is not of this machine's making: it came, or comes, from peers.
+    pub fn is_fetched(&self) -> bool {
+        matches!(self.origin, Origin::Download { .. })
+    }
 }
 
 pub struct Torrent {
     pub summary: Summary,
     status: Mutex<Status>,
-    active: tokio::sync::Mutex<Option<Arc<Active>>>,
+    active: Mutex<Option<Arc<Active>>>,
+    /// Held while the active half is made or let go, so that there is never a second one.
+    making: tokio::sync::Mutex<()>,
     /// Counts changes of status and progress; `get` waits on it.
     changes: watch::Sender<u64>,
     /// The check under way, if there is one.
@@ -155,7 +162,8 @@ impl Torrent {
         Torrent {
             summary,
             status: Mutex::new(status),
-            active: tokio::sync::Mutex::new(None),
+            active: Mutex::new(None),
+            making: tokio::sync::Mutex::new(()),
             changes: watch::Sender::new(0),
             check: Progress::default(),
             downloaded_bytes: AtomicU64::new(0),
@@ -203,18 +211,30 @@ impl Torrent {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// The active half, if there is one just now.
-    pub async fn active(&self) -> Option<Arc<Active>> {
-        self.active.lock().await.clone()
+    /// The active half, if there is one just now: none while it is being made.
+    pub fn active(&self) -> Option<Arc<Active>> {
+        self.lock_active().clone()
     }
 
-    /// The active half without waiting: none while it is being made.
-    pub fn active_now(&self) -> Option<Arc<Active>> {
-        self.active.try_lock().ok()?.clone()
+    /// To be held by who makes the active half or lets it go.
+    pub(in crate::daemon) async fn making(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.making.lock().await
     }
 
-    pub(in crate::daemon) async fn active_slot(&self) -> tokio::sync::MutexGuard<'_, Option<Arc<Active>>> {
-        self.active.lock().await
+    pub(in crate::daemon) fn set_active(&self, active: Arc<Active>) {
+        *self.lock_active() = Some(active);
+    }
+
+    /// Lets go of the active half; unless `by_force`, only if nobody holds it: a session, disk work, a commit. Returns
+    /// whether there is none any more.
+    pub(in crate::daemon) fn let_go(&self, by_force: bool) -> bool {
+        let mut active = self.lock_active();
+        active.take_if(|active| by_force || Arc::strong_count(active) == 1);
+        active.is_none()
+    }
+
+    fn lock_active(&self) -> MutexGuard<'_, Option<Arc<Active>>> {
+        self.active.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_status(&self) -> MutexGuard<'_, Status> {

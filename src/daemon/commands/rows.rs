@@ -67,7 +67,7 @@ impl Commands {
             glance.have_bytes = layout.total_bytes();
             glance.pieces_have = layout.piece_count();
         }
-        let Some(active) = torrent.active_now() else { return glance };
+        let Some(active) = torrent.active() else { return glance };
         let inner = active.lock();
         if !status.complete {
             glance.have_bytes = layout.total_bytes() - inner.swarm.left_bytes();
@@ -171,10 +171,7 @@ impl Commands {
             here: here.as_ref().map(|torrent| self.here_row(torrent)),
         };
         reply.send(&Answer::Shown(shown)).await?;
-        let active = match &here {
-            Some(torrent) => torrent.active().await,
-            None => None,
-        };
+        let active = here.as_ref().and_then(|torrent| torrent.active());
         let complete = here.as_ref().is_some_and(|torrent| torrent.with_status(|status| status.complete));
         let files: Vec<FileRow> = meta
             .files()
@@ -262,7 +259,7 @@ impl Commands {
         };
         let mut rows = Vec::new();
         for torrent in &torrents {
-            if let Some(active) = torrent.active().await {
+            if let Some(active) = torrent.active() {
                 self.peer_rows(torrent, &active, &mut rows);
             }
         }
