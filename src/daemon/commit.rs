@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use super::core::Core;
 use super::disk::storage::StorageError;
@@ -20,6 +21,8 @@ use crate::wire::layout::PieceIndex;
 const COMMIT_AFTER: Duration = Duration::from_secs(5);
 /// ... or as soon as so much waits.
 const COMMIT_BYTES: u64 = 32 << 20;
+/// Torrents whose files are synced, or given their final names, at once: enough to let the disk order the work.
+const AT_ONCE: usize = 8;
 /// More than this is never at stake: reading from peers stops.
 const UNCOMMITTED_MAX_BYTES: u64 = 64 << 20;
 
@@ -120,17 +123,19 @@ pub async fn commit(core: &Arc<Core>) {
     }
     let bytes: u64 = taken.iter().map(|dirty| dirty.bytes).sum();
     let mut synced = Vec::with_capacity(taken.len());
-    for dirty in taken {
-        match sync_files(&dirty.active).await {
+    let results = several(taken, |dirty| async move {
+        let result = sync_files(&dirty.active).await;
+        (dirty, result)
+    });
+    for (dirty, result) in results.await {
+        match result {
             Ok(()) => synced.push(dirty),
             Err(error) => give_up(core, dirty, &error.to_string()),
         }
     }
     match record(core, &synced).await {
         Ok(()) => {
-            for dirty in synced {
-                committed(core, dirty).await;
-            }
+            several(synced, |dirty| committed(core.clone(), dirty)).await;
         }
         Err(error) => {
             tracing::error!(%error, "progress could not be recorded; downloads stop until the store works again");
@@ -141,6 +146,26 @@ pub async fn commit(core: &Arc<Core>) {
     }
     core.commits.bytes.fetch_sub(bytes, Ordering::AcqRel);
     core.commits.room.notify_waiters();
+}
+
+/// Does the same with every item, [`AT_ONCE`] at a time, and comes back when all is done.
+async fn several<T, R, F>(items: Vec<T>, work: impl Fn(T) -> F) -> Vec<R>
+where
+    R: Send + 'static,
+    F: Future<Output = R> + Send + 'static,
+{
+    let mut under_way = JoinSet::new();
+    let mut results = Vec::with_capacity(items.len());
+    for item in items {
+        if under_way.len() == AT_ONCE {
+            results.extend(under_way.join_next().await.and_then(Result::ok));
+        }
+        under_way.spawn(work(item));
+    }
+    while let Some(done) = under_way.join_next().await {
+        results.extend(done);
+    }
+    results
 }
 
 async fn sync_files(active: &Arc<Active>) -> Result<(), StorageError> {
@@ -168,7 +193,7 @@ async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), StoreError> {
     core.submit(batch).await
 }
 
-async fn committed(core: &Arc<Core>, dirty: Dirty) {
+async fn committed(core: Arc<Core>, dirty: Dirty) {
     let all = {
         let mut inner = dirty.active.lock();
         for piece in &dirty.pieces {
