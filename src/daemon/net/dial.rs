@@ -35,7 +35,7 @@ fn dial_some(core: &Arc<Core>, torrent: &Arc<Torrent>, places: &Arc<Semaphore>) 
     if !torrent.with_status(|status| status.is_live()) {
         return;
     }
-    let Some(active) = torrent.active_now() else { return };
+    let Some(active) = torrent.active() else { return };
     loop {
         let Ok(place) = places.clone().try_acquire_owned() else { return };
         let to = {
@@ -59,6 +59,7 @@ async fn dial(
 ) {
     let greeted = greet::outgoing(&core, &torrent, &active, to).await;
     drop(place);
+    core.dialling.notify_one();
     match greeted {
         Ok(greeted) => {
             active.lock().book.connected(to, Source::Tracker, core.clock.now());
@@ -68,7 +69,6 @@ async fn dial(
             tracing::debug!(torrent = %torrent.summary.name, peer = %to, %error, "dialling came to nothing");
             let how = if matches!(error, GreetError::Twice) { Ended::NoUse } else { Ended::Failed };
             active.lock().book.ended(to, how, core.clock.now());
-            core.dialling.notify_one();
         }
     }
 }

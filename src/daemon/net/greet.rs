@@ -215,6 +215,9 @@ impl Drop for Closing {
         let now = self.core.clock.now();
         {
             let mut inner = self.active.lock();
+            if self.how == Ended::Closed && inner.swarm.both_seed(self.handle.id) {
+                self.how = Ended::NoUse;
+            }
             inner.swarm.close(self.handle.id);
             inner.sessions.remove(&self.handle.id);
             if self.handle.outgoing {
