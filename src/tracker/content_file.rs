@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::wire::id::InfoHash;
@@ -73,6 +74,20 @@ impl ContentFile {
         self.file = OpenOptions::new().append(true).create(true).open(&self.path)?;
         Ok(())
     }
+}
+
+/// The file, opened, and how many bytes of it are whole lines: its end may be half of one that is being appended.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn open_whole_lines(path: &Path) -> io::Result<(File, u64)> {
+    let file = File::open(path)?;
+    let len = file.metadata()?.len();
+    let looked_at = len.min(MAX_LINE_BYTES as u64);
+    let mut end = vec![0; looked_at as usize];
+    file.read_exact_at(&mut end, len - looked_at)?;
+    let torn = end.iter().rev().take_while(|byte| **byte != b'\n').count() as u64;
+    Ok((file, len - torn))
 }
 
 /// Keeps the lines of those torrents that `keep` says. Readers see the old file or the new one.
@@ -145,6 +160,23 @@ mod tests {
         file.remove(&HashSet::from([key(2), key(9)])).unwrap();
         file.append(&line("more", &key(5))).unwrap();
         assert_eq!(read(), [&lines[0], &lines[2], &lines[3], &line("more", &key(5))].map(String::as_str).concat());
+    }
+
+    #[test]
+    fn readers_get_whole_lines() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let lines = line("a.txt", &key(1)) + &line("b.txt", &key(2));
+        for (content, whole) in [
+            (String::new(), 0),
+            (lines.clone(), lines.len()),
+            (lines.clone() + "Name : c", lines.len()),
+            ("Name : half of the first".to_owned(), 0),
+        ] {
+            fs::write(&path, content).unwrap();
+            let (_, bytes) = open_whole_lines(&path).unwrap();
+            assert_eq!(bytes, whole as u64);
+        }
     }
 
     #[test]

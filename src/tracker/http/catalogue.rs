@@ -13,6 +13,7 @@ use super::{Answer, Ends, Request, Site, host, text, with_type};
 use crate::tracker::announcer::Asker;
 use crate::tracker::auth::{AuthError, Freshness, Publisher};
 use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, WithdrawError};
+use crate::tracker::content_file::open_whole_lines;
 use crate::tracker::metrics::{Refused, Served};
 use crate::wire::catalogue::{Hit, MAX_PEERS, MAX_REPLY_BYTES, PeersReply, SearchQuery, SearchReply, SwarmPeer};
 use crate::wire::id::InfoHash;
@@ -74,13 +75,10 @@ fn within_reply(mut reply: SearchReply) -> Vec<u8> {
 
 pub(super) async fn content_file(site: &Site) -> Answer {
     site.announcer.metrics.serve(Served::ContentFile);
-    let opened = async {
-        let file = tokio::fs::File::open(site.catalogue.content_path()).await?;
-        let bytes = file.metadata().await?.len();
-        Ok::<_, std::io::Error>(FileBody::new(file, bytes))
-    };
-    match opened.await {
-        Ok(body) => text(StatusCode::OK, Body::new(body)),
+    let path = site.catalogue.content_path();
+    let opened = tokio::task::spawn_blocking(move || open_whole_lines(&path)).await;
+    match opened.unwrap_or_else(|error| Err(std::io::Error::other(error))) {
+        Ok((file, bytes)) => text(StatusCode::OK, Body::new(FileBody::new(file.into(), bytes))),
         Err(error) => {
             tracing::error!(%error, "search_content.txt cannot be read");
             text(StatusCode::INTERNAL_SERVER_ERROR, "search_content.txt cannot be read\n")
