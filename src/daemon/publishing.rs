@@ -11,8 +11,8 @@ use super::core::Core;
 use super::records::WITHDRAWALS;
 use super::torrent::Torrent;
 use super::trackers::TrackerError;
-use crate::db::{Batch, StoreError};
 use crate::clock::Time;
+use crate::db::{Batch, StoreError};
 use crate::wire::id::InfoHash;
 
 /// Requests to the tracker at once: keep-alive connections, so that 20,000 files take seconds.
