@@ -1,6 +1,5 @@
 //! The tracker as a program: arguments, background, signals.
 
-use std::error::Error;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -10,9 +9,9 @@ use anyhow::anyhow;
 use clap::{Args, Parser, Subcommand};
 use peerd::background::{self, Launched, Readiness};
 use peerd::logging::{self, LogFormat};
+use peerd::tracker::check::describe;
 use peerd::tracker::config::FileConfig;
 use peerd::tracker::{STORE_DIR, Tracker, TrackerOptions, commands_for_others};
-use peerd::wire::metainfo::{MAX_TORRENT_BYTES, Metainfo};
 use tokio::signal::unix::{SignalKind, signal};
 
 const DEFAULT_STATE_DIR: &str = "tracker";
@@ -60,7 +59,10 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.command {
         Some(Command::Stop { state_dir }) => stop(&state_dir),
-        Some(Command::Check { file }) => check(&file),
+        Some(Command::Check { file }) => describe(&file).map_err(Into::into).map(|text| {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }),
         None => run(cli.run),
     };
     match done {
@@ -150,30 +152,5 @@ fn stop(state_dir: &Path) -> anyhow::Result<ExitCode> {
     let lock = state_dir.join(STORE_DIR).join("lock");
     let pid = background::stop("trackerd", state_dir, &lock, STOP_PATIENCE)?;
     println!("The tracker (process {pid}) has stopped.");
-    Ok(ExitCode::SUCCESS)
-}
-
-fn check(file: &Path) -> anyhow::Result<ExitCode> {
-    let name = file.display();
-    let named = |error: &dyn Error| anyhow!("{name}: {error}");
-    let size = std::fs::metadata(file).map_err(|error| named(&error))?.len();
-    anyhow::ensure!(
-        size <= MAX_TORRENT_BYTES as u64,
-        "{name}: {size} bytes, a .torrent has at most {MAX_TORRENT_BYTES}"
-    );
-    let bytes = std::fs::read(file).map_err(|error| named(&error))?;
-    let metainfo = Metainfo::parse(&bytes).map_err(|error| named(&error))?;
-    let root = metainfo.root_keys();
-    println!("Name     {}\nKey      {}\nsize     {}\nn_parts  {}", root.name, root.key, root.size, root.n_parts);
-    println!("private  {}", if metainfo.is_private() { "yes" } else { "no" });
-    if let Some(path) = metainfo.upload_path() {
-        println!("Path     {path}");
-    }
-    for tracker in metainfo.trackers().iter().flatten() {
-        println!("tracker  {}", peerd::wire::name::escape_for_terminal(tracker));
-    }
-    for entry in metainfo.files().iter().filter(|entry| metainfo.is_multi_file() && !entry.padding) {
-        println!("file     {} ({} bytes)", entry.path, entry.len);
-    }
     Ok(ExitCode::SUCCESS)
 }

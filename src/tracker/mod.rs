@@ -10,6 +10,7 @@ pub mod addresses;
 pub mod announcer;
 pub mod auth;
 pub mod catalogue;
+pub mod check;
 pub mod config;
 pub mod connection_id;
 pub mod content_file;
