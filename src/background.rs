@@ -3,9 +3,10 @@
 //! The program starts itself again with the same arguments: nothing is forked, so that threads are no matter. The child
 //! tells over a pipe whether it is up; the parent prints what it says and exits accordingly.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -35,13 +36,14 @@ pub enum Launched {
 }
 
 /// Starts this program again in the background and waits until it is up or has failed. What it writes to its standard
-/// outputs goes to the end of `log`; the log's folder is made if it is not there. For the parent, before any thread.
+/// outputs goes to the end of `log`; the log's folder is made with `folder_mode` if it is not there. For the parent,
+/// before any thread.
 ///
 /// # Errors
 /// When the log cannot be written or the program not started.
-pub fn launch(log: &Path) -> io::Result<Launched> {
+pub fn launch(log: &Path, folder_mode: u32) -> io::Result<Launched> {
     if let Some(folder) = log.parent() {
-        fs::create_dir_all(folder).map_err(named(folder))?;
+        DirBuilder::new().recursive(true).mode(folder_mode).create(folder).map_err(named(folder))?;
     }
     let log_file = OpenOptions::new().append(true).create(true).open(log).map_err(named(log))?;
     let (mut ours, theirs) = UnixStream::pair()?;

@@ -228,7 +228,7 @@ fn everything_else(b: &Person, e: &Person, shared: &BTreeMap<PathBuf, u64>, limi
         if ["got5.mp4", "big.iso"].contains(&name.as_str()) {
             continue;
         }
-        let words = format!("'{}'", name.replace(['\'', '"'], " "));
+        let words = format!("'{}'", name.replace('\'', r"'\''"));
         let parent = path.parent().expect("a parent").to_string_lossy().into_owned();
         let hit = e.hits(&words).into_iter().find(|hit| {
             let at = hit["path"].as_str().unwrap_or_default().trim_matches('/').to_string();

@@ -2,12 +2,12 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use clap::Parser;
 use peerd::background::{self, Launched, Readiness};
 use peerd::daemon::options::{Args, Options, TRACKER_PORT, TrackerChoice};
 use peerd::daemon::trackers::OurTracker;
-use peerd::daemon::{Daemon, State};
+use peerd::daemon::{Daemon, STATE_DIR_MODE, State};
 use peerd::logging;
 use peerd::tracker::{Tracker, TrackerOptions, commands_for_others};
 use tokio::signal::unix::{SignalKind, signal};
@@ -16,18 +16,18 @@ fn main() -> ExitCode {
     match run(Args::parse()) {
         Ok(code) => code,
         Err(error) => {
-            eprintln!("peerd: {error:#}");
+            eprintln!("peerd: {error}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let readiness = background::readiness().context("the background process was not started by peerd")?;
+    let readiness = background::readiness()?;
     let options = args.resolve()?;
     let log = options.state_dir.join("peerd.log");
     if !options.foreground && readiness.is_none() {
-        return Ok(match background::launch(&log)? {
+        return Ok(match background::launch(&log, STATE_DIR_MODE)? {
             Launched::Up(message) => {
                 print!("{message}");
                 ExitCode::SUCCESS
@@ -41,7 +41,10 @@ fn run(args: Args) -> anyhow::Result<ExitCode> {
     logging::init(options.log_format, readiness.is_some().then_some(log.as_path()))?;
     background::raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(serve(options, readiness))
+    let code = runtime.block_on(serve(options, readiness));
+    // A read from a dead disk must not keep the process alive: all that must be kept has been.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    code
 }
 
 async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result<ExitCode> {
@@ -49,9 +52,9 @@ async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result
     let running = match start(options).await {
         Ok(running) => running,
         Err(error) => {
-            tracing::error!("not started: {error:#}");
+            tracing::error!("not started: {error}");
             if let Some(readiness) = readiness {
-                readiness.failed(&format!("{error:#}"));
+                readiness.failed(&error.to_string());
                 return Ok(ExitCode::FAILURE);
             }
             return Err(error);
@@ -70,7 +73,7 @@ async fn serve(options: Options, readiness: Option<Readiness>) -> anyhow::Result
     tracing::info!("stopping");
     running.daemon.stop().await;
     if let Some(tracker) = running.tracker {
-        tracker.stop().await.context("the tracker could not write everything")?;
+        tracker.stop().await.map_err(|error| anyhow!("the tracker could not write everything: {error}"))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -83,23 +86,33 @@ struct Running {
 
 async fn start(options: Options) -> anyhow::Result<Running> {
     let state = tokio::task::spawn_blocking(move || State::open(options)).await??;
-    let mut greeting = format!("peerd shares what lies in {}.\n", state.options().upload_dir.display());
+    let Options { upload_dir, download_dir, .. } = state.options();
+    let mut greeting = format!(
+        "peerd is up.\nShared is what is copied into {}\nFetched files go to {}\n",
+        upload_dir.display(),
+        download_dir.display()
+    );
     let (tracker, at) = match state.tracker() {
         TrackerChoice::At(host, port) => (None, OurTracker::new(&host, port)),
         TrackerChoice::Own | TrackerChoice::AsBefore => {
-            let tracker = Tracker::start(TrackerOptions::new(&state.options().state_dir.join("tracker"))).await?;
+            let tracker = Tracker::start(TrackerOptions::new(state.options().state_dir.join("tracker"))).await?;
             (Some(tracker), OurTracker::new("127.0.0.1", TRACKER_PORT))
         }
     };
     match &tracker {
-        Some(tracker) => {
-            greeting.push_str("It runs a tracker of its own. On other machines type one of:\n");
-            for command in commands_for_others(tracker.local_addrs()) {
-                greeting.push_str(&format!("  {command}\n"));
-            }
-        }
-        None => greeting.push_str(&format!("Its tracker is {at}.\n")),
+        Some(tracker) => greeting.push_str(&invitation(tracker)),
+        None => greeting.push_str(&format!("The tracker is {at}\n")),
     }
+    greeting.push_str("Next: peerctl search [WORDS], get WHAT, list, status, leave; peerctl help for more.\n");
     let daemon = Daemon::start(state, at, tracker.is_some()).await?;
     Ok(Running { daemon, tracker, greeting })
+}
+
+/// What others must type to join.
+fn invitation(tracker: &Tracker) -> String {
+    let commands = commands_for_others(tracker.local_addrs());
+    if commands.is_empty() {
+        return "It runs a tracker of its own, which only this machine can reach.\n".to_owned();
+    }
+    format!("It runs a tracker of its own. On other machines type one of:\n  {}\n", commands.join("\n  "))
 }

@@ -86,7 +86,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     };
     let log = state_dir.join("trackerd.log");
     if !foreground && readiness.is_none() {
-        return Ok(match background::launch(&log)? {
+        return Ok(match background::launch(&log, 0o755)? {
             Launched::Up(message) => {
                 print!("{message}");
                 ExitCode::SUCCESS

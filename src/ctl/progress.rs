@@ -108,12 +108,16 @@ fn title(progress: &Progress) -> String {
 /// Percent, bytes, rate, time to go, pieces, peers: with a short bar before them they fit 80 columns.
 fn numbers(progress: &Progress) -> String {
     let Progress { pieces_have, pieces_total, peers, have_bytes, total_bytes, .. } = progress;
+    let rate = match progress.rate_bytes_per_s {
+        0 => String::new(),
+        rate => format!(", {}", text::rate(rate)),
+    };
     let eta = progress.eta_s.map_or(String::new(), |seconds| format!(", {} left", text::duration(seconds)));
     format!(
-        "{} of {}, {}{eta}, {pieces_have}/{pieces_total} pieces, {peers} peers",
+        "{} of {}{rate}{eta}, {pieces_have}/{pieces_total} pieces, {}",
         text::percent(*have_bytes, *total_bytes),
         text::bytes(*total_bytes),
-        text::rate(progress.rate_bytes_per_s),
+        text::counted(u64::from(*peers), "peer"),
     )
 }
 
@@ -134,6 +138,8 @@ mod tests {
         Lines::default().progress(&mut out, &samples::progress(), Instant::now()).unwrap();
         let line = "downloading got5.mp4: 49.9 % of 1.0 MiB, 256.0 KiB/s, 3 s left, 8/17 pieces, 3 peers\n";
         assert_eq!(String::from_utf8(out).unwrap(), line);
+        let stalled = Progress { rate_bytes_per_s: 0, eta_s: None, peers: 1, ..samples::progress() };
+        assert_eq!(numbers(&stalled), "49.9 % of 1.0 MiB, 8/17 pieces, 1 peer");
     }
 
     #[test]

@@ -64,6 +64,11 @@ pub(super) fn rate(bytes_per_s: u64) -> String {
     if bytes_per_s == 0 { "-".to_owned() } else { format!("{}/s", bytes(bytes_per_s)) }
 }
 
+/// `1 file`, `2 files`
+pub(super) fn counted(number: u64, what: &str) -> String {
+    if number == 1 { format!("1 {what}") } else { format!("{number} {what}s") }
+}
+
 /// `7 s`, `3 min 5 s`, `2 h 10 min`, `3 d 4 h`
 pub(super) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
@@ -262,12 +267,17 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
         field(out, "tracker", &text)?;
     }
     let Status { torrents, downloading, seeding, sessions, .. } = status;
-    field(out, "torrents", &format!("{torrents}: {downloading} downloading, {seeding} seeding; {sessions} sessions"))?;
+    field(out, "torrents", &format!("{torrents}, {downloading} downloading, {seeding} seeding"))?;
+    field(out, "sessions", &sessions.to_string())?;
     let traffic = |now, ever| format!("{}, {} over all time", rate(now), bytes(ever));
     field(out, "down", &traffic(status.down_bytes_per_s, status.received_bytes))?;
     field(out, "up", &traffic(status.up_bytes_per_s, status.sent_bytes))?;
     if status.hashing_files > 0 {
-        field(out, "hashing", &format!("{} files, {}", status.hashing_files, bytes(status.hashing_bytes)))?;
+        field(
+            out,
+            "hashing",
+            &format!("{}, {}", counted(status.hashing_files.into(), "file"), bytes(status.hashing_bytes)),
+        )?;
     }
     if let Some(offset) = status.clock_offset_s {
         let side = if offset > 0 { "behind" } else { "ahead of" };
@@ -378,10 +388,10 @@ pub(super) fn shared(out: &mut dyn Write, shared: &Shared) -> io::Result<()> {
 }
 
 pub(super) fn left(out: &mut dyn Write, left: &Left) -> io::Result<()> {
-    writeln!(out, "peerd has left with {} torrents.", left.torrents)?;
-    left.told.iter().try_for_each(|url| field(out, "told", url))?;
+    writeln!(out, "peerd has ended; it was in the swarms of {}.", counted(left.torrents.into(), "torrent"))?;
+    left.told.iter().try_for_each(|url| field(out, "tracker told", url))?;
     let not_told = |tracker: &crate::wire::control::NotTold| format!("{}: {}", tracker.url, tracker.error);
-    left.not_told.iter().try_for_each(|tracker| field(out, "not told", &not_told(tracker)))
+    left.not_told.iter().try_for_each(|tracker| field(out, "tracker not told", &not_told(tracker)))
 }
 
 /// `2.5 s`, then as [`duration`].
@@ -468,7 +478,7 @@ mod tests {
         for part in [
             "tracker: http://10.0.0.1:6969: down, connection refused, tried again in 8 s",
             "clock: 1 min 30 s ahead of the tracker's",
-            "hashing: 1 files, 500 B",
+            "hashing: 1 file, 500 B",
             "warning: the clock is off",
         ] {
             assert!(status.contains(part), "{part} is missing in\n{status}");

@@ -1,6 +1,7 @@
 //! What the user means by WHAT.
 
 use crate::wire::control::{Failure, MAX_TORRENT_BYTES, What};
+use crate::wire::metainfo::Metainfo;
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read};
 use std::path::Path;
@@ -19,7 +20,8 @@ pub(super) enum Scope {
 /// `<key>.torrent` are info-hashes; the rest is words.
 ///
 /// # Errors
-/// Of the class *usage* for what is not accepted, *not found* for a `.torrent` that is not there.
+/// Of the class *usage* for what is not accepted, *not found* for a `.torrent` that is not there, *failed* for one that
+/// is none. The daemon, which is sent the bytes alone, could not name the file.
 pub(super) fn classify(text: &str, scope: Scope) -> Result<What, Failure> {
     let lower = text.to_ascii_lowercase();
     for (prefix, what) in [("magnet:", "a magnet link"), ("http://", "a URL"), ("https://", "a URL")] {
@@ -34,8 +36,12 @@ pub(super) fn classify(text: &str, scope: Scope) -> Result<What, Failure> {
         Ok(meta) if meta.is_dir() && (scope == Scope::Network || is_path) => {
             return Err(Failure::usage(format!("{text}: a folder is not accepted; {ACCEPTED}")));
         }
-        Ok(meta) if meta.is_file() && (is_torrent_name || is_path || begins_as_dictionary(path)) => {
-            return read_torrent(path).map(What::Torrent);
+        Ok(meta) if meta.is_file() && (is_torrent_name || is_path) => return read_torrent(path).map(What::Torrent),
+        Ok(meta) if meta.is_file() && begins_as_dictionary(path) => {
+            // A file that begins so by chance does not stand in the way of a search for its name.
+            if let Ok(bytes) = read_torrent(path) {
+                return Ok(What::Torrent(bytes));
+            }
         }
         Err(error) if (is_torrent_name || is_path) && error.kind() != ErrorKind::NotFound => {
             return Err(Failure::failed(format!("{text}: {error}")));
@@ -71,7 +77,13 @@ fn read_torrent(path: &Path) -> Result<Vec<u8>, Failure> {
     }
     // It may grow while we read.
     file.take(MAX_TORRENT_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(io_error)?;
-    if bytes.len() > MAX_TORRENT_BYTES { Err(too_long()) } else { Ok(bytes) }
+    if bytes.len() > MAX_TORRENT_BYTES {
+        return Err(too_long());
+    }
+    match Metainfo::parse(&bytes) {
+        Ok(_) => Ok(bytes),
+        Err(error) => Err(Failure::failed(format!("{shown}: {error}"))),
+    }
 }
 
 #[cfg(test)]
@@ -114,10 +126,15 @@ mod tests {
     fn files_are_read_when_they_may_be_torrents() {
         let dir = TempDir::new().unwrap();
         let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-        fs::write(path("a.torrent"), b"garbage").unwrap();
-        assert_eq!(classify(&path("a.torrent"), Scope::Network), Ok(What::Torrent(b"garbage".to_vec())));
-        fs::write(path("b"), b"d4:info").unwrap();
-        assert_eq!(classify(&path("b"), Scope::Own), Ok(What::Torrent(b"d4:info".to_vec())));
+        let torrent = [&b"d4:infod6:lengthi1e4:name1:a12:piece lengthi65536e6:pieces20:"[..], &[0; 20], b"ee"].concat();
+        for name in ["a.torrent", "b"] {
+            fs::write(path(name), &torrent).unwrap();
+            assert_eq!(classify(&path(name), Scope::Network), Ok(What::Torrent(torrent.clone())));
+        }
+        fs::write(path("garbage.torrent"), b"d4:info").unwrap();
+        let failure = classify(&path("garbage.torrent"), Scope::Network).unwrap_err();
+        assert_eq!(failure.class, FailureClass::Failed);
+        assert!(failure.message.contains("garbage.torrent: not a .torrent"), "{failure}");
         File::create(path("long.torrent")).unwrap().set_len(MAX_TORRENT_BYTES as u64 + 1).unwrap();
         assert_eq!(class(&path("long.torrent")), FailureClass::Usage);
         // A file of ours that lies in the folder where a torrent of its name is asked for.

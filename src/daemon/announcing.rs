@@ -12,7 +12,8 @@ use rand::rngs::SmallRng;
 use tokio::sync::{Notify, watch};
 
 use super::core::Core;
-use super::torrent::Torrent;
+use super::publishing::Reached;
+use super::torrent::{Status, Torrent};
 use super::trackers::schedule::{Change, Health, Job, Outcome, Schedule};
 use super::trackers::{OurTracker, TrackerUrl};
 use crate::clock::Time;
@@ -107,11 +108,13 @@ impl Announcer {
         farewell
     }
 
-    /// Every tracker and how it does, ours first even before it was asked.
-    pub fn tracker_rows(&self, now: Time) -> Vec<TrackerStatus> {
+    /// Every tracker and how it does. Ours is among them before anything was announced there: then it does as its
+    /// catalogue does.
+    pub fn tracker_rows(&self, now: Time, catalogue: &Reached) -> Vec<TrackerStatus> {
         let schedule = self.schedule();
         let mut rows: Vec<TrackerStatus> = schedule
             .trackers()
+            .filter(|tracker| tracker.health != Health::Unknown || !tracker.url.names(&self.ours))
             .map(|tracker| TrackerStatus {
                 url: tracker.url.to_string(),
                 state: match tracker.health {
@@ -127,20 +130,21 @@ impl Announcer {
                 },
             })
             .collect();
-        if schedule.ours(&self.ours).is_none() {
-            rows.insert(0, self.unasked());
+        if schedule.ours(&self.ours).is_none_or(|tracker| tracker.health == Health::Unknown) {
+            rows.insert(0, self.unannounced(now, catalogue));
         }
         rows
     }
 
-    fn unasked(&self) -> TrackerStatus {
-        TrackerStatus {
-            url: self.ours.to_string(),
-            state: TrackerState::Waiting,
-            embedded: self.embedded,
-            last_error: None,
-            next_try_s: None,
-        }
+    fn unannounced(&self, now: Time, catalogue: &Reached) -> TrackerStatus {
+        let (state, last_error, next_try_s) = match catalogue {
+            Reached::NotYet => (TrackerState::Waiting, None, None),
+            Reached::Yes => (TrackerState::Up, None, None),
+            Reached::No { error, retry_at } => {
+                (TrackerState::Down, Some(error.clone()), Some(retry_at.since(now).as_secs()))
+            }
+        };
+        TrackerStatus { url: self.ours.to_string(), state, embedded: self.embedded, last_error, next_try_s }
     }
 }
 
@@ -184,7 +188,9 @@ pub async fn run(core: Arc<Core>) {
 fn apply(core: &Arc<Core>, schedule: &mut Schedule, now: Time, key: InfoHash, what: What) {
     let torrent = core.torrent(key);
     match (what, torrent) {
-        (What::Started | What::Completed, Some(torrent)) => {
+        (What::Started | What::Completed, Some(torrent))
+            if torrent.with_status(Status::is_live) && !torrent.is_removed() =>
+        {
             let complete = torrent.with_status(|status| status.complete);
             if !complete {
                 schedule.incomplete(key);
@@ -296,5 +302,28 @@ impl Core {
 
     pub fn our_tracker_urls(&self) -> Vec<String> {
         std::iter::once(&self.our_tracker).chain(&self.further_trackers).map(|url| url.to_string()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tracker_that_nothing_was_announced_to_does_as_its_catalogue_does() {
+        let announcer = Announcer::new(OurTracker::new("10.0.0.1", 6969), false);
+        let row = |catalogue| {
+            let mut rows = announcer.tracker_rows(Time::from_secs(10), &catalogue);
+            assert_eq!(rows.len(), 1);
+            rows.remove(0)
+        };
+        assert_eq!(row(Reached::NotYet).state, TrackerState::Waiting);
+        assert_eq!(row(Reached::Yes).state, TrackerState::Up);
+        let down = row(Reached::No { error: "refused".into(), retry_at: Time::from_secs(18) });
+        assert_eq!(
+            (down.state, down.last_error, down.next_try_s),
+            (TrackerState::Down, Some("refused".into()), Some(8))
+        );
+        assert_eq!(down.url, "10.0.0.1:6969");
     }
 }

@@ -14,7 +14,6 @@ use super::disk::storage::StorageError;
 use super::records;
 use super::torrent::{Active, Torrent};
 use crate::db::{Batch, StoreError, chunks};
-use crate::wire::id::InfoHash;
 use crate::wire::layout::PieceIndex;
 
 /// Decision 7: bitfields are committed every 5 s ...
@@ -29,7 +28,8 @@ const UNCOMMITTED_MAX_BYTES: u64 = 64 << 20;
 /// Verified pieces that have been written and wait for their commit.
 #[derive(Default)]
 pub struct CommitQueue {
-    dirty: Mutex<HashMap<InfoHash, Dirty>>,
+    /// By the active half that wrote them: a torrent that was set up anew has another.
+    dirty: Mutex<HashMap<usize, Dirty>>,
     bytes: AtomicU64,
     /// Something is waiting.
     some: Notify,
@@ -49,7 +49,7 @@ impl CommitQueue {
     /// A verified piece is on its way to disk.
     pub fn add(&self, torrent: &Arc<Torrent>, active: &Arc<Active>, piece: PieceIndex, bytes: u64) {
         let mut dirty = self.lock();
-        let of = dirty.entry(torrent.key()).or_insert_with(|| Dirty {
+        let of = dirty.entry(Arc::as_ptr(active) as usize).or_insert_with(|| Dirty {
             torrent: torrent.clone(),
             active: active.clone(),
             pieces: Vec::new(),
@@ -92,7 +92,7 @@ impl CommitQueue {
         std::mem::take(&mut *self.lock()).into_values().collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<InfoHash, Dirty>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<usize, Dirty>> {
         self.dirty.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -177,7 +177,13 @@ async fn sync_files(active: &Arc<Active>) -> Result<(), StorageError> {
 async fn record(core: &Arc<Core>, synced: &[Dirty]) -> Result<(), StoreError> {
     let mut batch = Batch::new();
     for dirty in synced.iter().filter(|dirty| !dirty.torrent.is_removed()) {
-        let mut bits = dirty.active.lock().committed.clone();
+        let mut bits = {
+            let inner = dirty.active.lock();
+            if inner.retired {
+                continue;
+            }
+            inner.committed.clone()
+        };
         for piece in &dirty.pieces {
             bits.set(*piece);
         }
@@ -199,10 +205,12 @@ async fn committed(core: Arc<Core>, dirty: Dirty) {
         for piece in &dirty.pieces {
             inner.committed.set(*piece);
         }
-        inner.committed.is_full()
+        inner.committed.is_full() && !inner.retired
     };
     if all && !dirty.torrent.is_removed() {
         core.complete(&dirty.torrent, &dirty.active).await;
+    } else if !dirty.torrent.is_removed() {
+        core.keep_reserve(&dirty.torrent).await;
     }
     dirty.torrent.touch();
 }
@@ -216,5 +224,7 @@ fn give_up(core: &Arc<Core>, dirty: Dirty, error: &str) {
             inner.swarm.forget_piece(*piece);
         }
     }
+    // Its storage has forgotten what it touched; a new half begins with what was committed before.
+    dirty.torrent.let_go(true);
     core.fail(&dirty.torrent, format!("the disk could not keep {}: {error}", dirty.torrent.summary.name));
 }

@@ -4,7 +4,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
 
 use rand::rngs::SmallRng;
@@ -32,10 +32,10 @@ use super::trackers::{OurTracker, TrackerUrl};
 use crate::clock::{Clock, Time};
 use crate::db::chunks::{self, ChunkError};
 use crate::db::segments::{SegmentError, SegmentLog};
-use crate::db::{Store, StoreError};
+use crate::db::{Batch, Store, StoreError};
 use crate::swarm::dial::KnownPeers;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
-use crate::wire::bitfield::{Bitfield, BitfieldError};
+use crate::wire::bitfield::Bitfield;
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::MAX_BLOCK_BYTES;
 use crate::wire::metainfo::{FileEntry, Metainfo, MetainfoError};
@@ -83,6 +83,8 @@ pub struct Core {
     /// The session that holds the optimistic slot; 0 if none does.
     pub optimistic: AtomicU32,
     pub started: Time,
+    /// The daemon stops: whoever hashes gives up.
+    pub stopping: AtomicBool,
     catalogue: Catalogue,
     /// What the user should know, newest last.
     warnings: Mutex<VecDeque<String>>,
@@ -126,10 +128,6 @@ pub enum ActivateError {
     Metainfo(#[from] MetainfoError),
     #[error("its .torrent could not be read back: {0}")]
     Segments(#[from] SegmentError),
-    #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
-    Bitfield(#[from] ChunkError),
-    #[error("what is recorded of its pieces is damaged ({0}): peerctl verify checks the data itself")]
-    BitfieldShape(#[from] BitfieldError),
     #[error("its files cannot be placed: {0}")]
     Place(#[from] PlaceError),
     #[error("its name cannot be used: {0}")]
@@ -159,6 +157,7 @@ impl Core {
             leave: Notify::new(),
             optimistic: AtomicU32::new(0),
             started: parts.clock.now(),
+            stopping: AtomicBool::new(false),
             warnings: Mutex::default(),
             announcer: Announcer::new(parts.tracker, parts.embedded),
             publisher: Publisher::default(),
@@ -328,7 +327,11 @@ impl Core {
         let layout = meta.layout();
         let status = torrent.status();
         let storage = self.open_storage(&meta, &status)?;
-        let have = if status.complete { Bitfield::full(layout.piece_count()) } else { self.load_bitfield(torrent)? };
+        let have = if status.complete {
+            Bitfield::full(layout.piece_count())
+        } else {
+            self.load_bitfield(torrent, &meta, &storage)?
+        };
         let config =
             SwarmConfig { max_block_bytes: MAX_BLOCK_BYTES, window_max_bytes: WINDOW_MAX_BYTES, sequential: false };
         let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
@@ -341,6 +344,7 @@ impl Core {
             book,
             sessions: HashMap::new(),
             committed: have,
+            retired: false,
         };
         Ok(Active::new(meta, storage, inner))
     }
@@ -361,8 +365,13 @@ impl Core {
                 let recorded = status.stat.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
                 Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
             }
+            Origin::InPlace { .. } | Origin::Download { .. } if status.complete => {
+                // The stat of a single file is kept with the torrent; folders are not watched for changes yet.
+                let recorded = status.stat.filter(|_| files.len() == 1);
+                let recorded = recorded.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
+                Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
+            }
             Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
-            Origin::Download { .. } if status.complete => Ok(Storage::in_place(root, files, Vec::new(), cache)),
             Origin::Download { .. } => {
                 let (part, whole) = part_and_whole(meta)?;
                 Ok(Storage::recover(root, files, part, whole, cache)?)
@@ -378,13 +387,49 @@ impl Core {
         }
     }
 
-    /// A damaged bitfield is nothing to trust: the torrent's data is checked instead.
-    fn load_bitfield(&self, torrent: &Torrent) -> Result<Bitfield, ActivateError> {
-        let pieces = torrent.summary.layout.piece_count();
-        let bytes = pieces.div_ceil(8) as usize;
-        let kept = chunks::get_chunks(&*self.store, records::BITFIELDS, torrent.key().as_bytes(), bytes)?;
-        let kept = kept.unwrap_or_else(|| vec![0; bytes]);
-        Ok(Bitfield::from_wire(&kept, pieces)?)
+    /// What is recorded of an unfinished torrent's pieces, as far as its files can hold them. A damaged record is
+    /// nothing to trust: the torrent is marked to be checked.
+    fn load_bitfield(&self, torrent: &Torrent, meta: &Metainfo, storage: &Storage) -> Result<Bitfield, ActivateError> {
+        let layout = meta.layout();
+        let bytes = layout.piece_count().div_ceil(8) as usize;
+        let kept = match chunks::get_chunks(&*self.store, records::BITFIELDS, torrent.key().as_bytes(), bytes) {
+            Err(ChunkError::Store(error)) => return Err(error.into()),
+            Ok(kept) => Ok(kept.unwrap_or_else(|| vec![0; bytes])),
+            Err(error) => Err(error.to_string()),
+        };
+        let loaded =
+            kept.and_then(|kept| Bitfield::from_wire(&kept, layout.piece_count()).map_err(|error| error.to_string()));
+        let mut have = loaded.unwrap_or_else(|error| {
+            tracing::warn!(torrent = %torrent.summary.name, error, "what is recorded of its pieces is damaged: they are checked");
+            torrent.set_suspect();
+            Bitfield::empty(layout.piece_count())
+        });
+        let before = have.count();
+        clear_what_is_not_there(&mut have, meta, storage);
+        if have.count() < before {
+            tracing::warn!(torrent = %torrent.summary.name, pieces = before - have.count(), "data that was fetched is not there any more");
+            let mut batch = Batch::new();
+            chunks::put_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), have.as_bytes());
+            self.store.commit(batch)?;
+        }
+        Ok(have)
+    }
+}
+
+/// Pieces of files that are missing or short are not there, whatever is recorded: a file is made at its full length.
+fn clear_what_is_not_there(have: &mut Bitfield, meta: &Metainfo, storage: &Storage) {
+    let layout = meta.layout();
+    for (index, file) in meta.files().iter().enumerate().filter(|(_, file)| !file.padding && file.len > 0) {
+        let whole = storage.root().stat(&storage.path(index)).is_ok_and(|stat| stat.len == file.len);
+        if whole {
+            continue;
+        }
+        let piece_bytes = u64::from(layout.piece_bytes());
+        for number in file.offset / piece_bytes..(file.offset + file.len).div_ceil(piece_bytes) {
+            if let Some(piece) = layout.piece(number as u32) {
+                have.clear(piece);
+            }
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use super::core::{Core, part_and_whole};
@@ -26,6 +27,20 @@ pub fn delete(core: &Core, torrent: &Torrent) -> io::Result<()> {
         Origin::Download { .. } if !status.complete => delete_below(&root, &part, &whole, &files)?,
         _ => delete_below(&root, &whole, &whole, &files)?,
     }
+    root.sync_dir(None)
+}
+
+/// Deletes what was fetched so far of a torrent into this folder. Blocking.
+///
+/// # Errors
+/// When something is there and cannot be deleted.
+pub fn delete_unfinished(core: &Core, torrent: &Torrent, folder: &Path) -> io::Result<()> {
+    let bytes = core.segments.read(torrent.summary.position).map_err(io::Error::other)?;
+    let meta = Metainfo::parse(&bytes).map_err(io::Error::other)?;
+    let (part, whole) = part_and_whole(&meta).map_err(io::Error::other)?;
+    let files: Vec<RelPath> = meta.files().iter().filter(|file| !file.padding).map(|file| file.path.clone()).collect();
+    let root = core.files.open_root(folder)?;
+    delete_below(&root, &part, &whole, &files)?;
     root.sync_dir(None)
 }
 

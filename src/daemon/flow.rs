@@ -42,6 +42,9 @@ impl Torrent {
         }
         {
             let mut inner = active.lock();
+            if inner.retired {
+                return;
+            }
             for block in blocks {
                 inner.swarm.upload_failed(id, block);
             }
@@ -72,6 +75,9 @@ impl Torrent {
             Ok(done) => done,
             Err(error) => {
                 let mut inner = active.lock();
+                if inner.retired {
+                    return;
+                }
                 inner.assembly.abandon(piece);
                 inner.swarm.piece_dropped(piece);
                 drop(inner);

@@ -2,21 +2,20 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::announcing::What as Announce;
-use super::core::{ActivateError, Core, part_and_whole};
+use super::checking::Asked;
+use super::core::{Core, part_and_whole};
 use super::deleting;
-use super::disk::check;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
-use super::records::{self, OriginRecord, TorrentRecord};
+use super::records::{self, OriginRecord, SettingRecord, TorrentRecord};
 use super::torrent::{Active, Origin, Phase, Status, Summary, Torrent};
 use crate::db::record::{decode_record, encode_record};
 use crate::db::segments::SegmentError;
 use crate::db::{Batch, StoreError, chunks};
 use crate::wire::bitfield::Bitfield;
-use crate::wire::layout::{Layout, PieceIndex};
+use crate::wire::layout::Layout;
 use crate::wire::metainfo::{Metainfo, MetainfoError};
 use crate::wire::name::{FileName, NameError, RelPath};
 
@@ -54,6 +53,9 @@ impl Core {
     /// # Errors
     /// When the store could not keep it.
     pub async fn save(&self, torrent: &Torrent) -> Result<(), StoreError> {
+        if torrent.is_removed() {
+            return Ok(());
+        }
         let mut batch = Batch::new();
         put_torrent(&mut batch, torrent);
         self.submit(batch).await
@@ -107,9 +109,10 @@ impl Core {
         let position = self.keep_metainfo(bytes).await?;
         let summary = Summary::of(&meta, position, ours, self.clock.unix_seconds());
         let status = Status {
-            phase: if found == Found::Nothing { Phase::Downloading } else { Phase::Checking },
+            phase: Phase::Downloading,
             paused: false,
-            origin: Origin::Download { folder },
+            // A file that peerd did not make is read where it lies and never written.
+            origin: if found == Found::Foreign { Origin::InPlace { folder } } else { Origin::Download { folder } },
             ours,
             complete: false,
             stat: None,
@@ -117,16 +120,22 @@ impl Core {
             publish: false,
         };
         let torrent = Arc::new(Torrent::new(summary, status));
+        let standing = self.insert(torrent.clone());
+        if !Arc::ptr_eq(&standing, &torrent) {
+            return Ok(standing);
+        }
         let mut batch = Batch::new();
         put_torrent(&mut batch, &torrent);
         let empty = Bitfield::empty(meta.layout().piece_count());
         chunks::put_chunks(&mut batch, records::BITFIELDS, key.as_bytes(), empty.as_bytes());
-        self.submit(batch).await?;
-        let torrent = self.insert(torrent);
-        match found {
-            Found::Nothing => self.start(&torrent).await,
-            Found::Part => self.tasks.spawn("check", check_part(self.clone(), torrent.clone())),
-            Found::Foreign => self.tasks.spawn("check", check_foreign(self.clone(), torrent.clone())),
+        if let Err(error) = self.submit(batch).await {
+            self.forget(key);
+            return Err(error.into());
+        }
+        if found == Found::Nothing {
+            self.start(&torrent).await;
+        } else {
+            self.begin_verify(&torrent, Asked::ByUser);
         }
         Ok(torrent)
     }
@@ -147,8 +156,12 @@ impl Core {
         if !torrent.with_status(Status::is_live) {
             return;
         }
+        if torrent.with_status(|status| !status.complete && matches!(status.origin, Origin::InPlace { .. })) {
+            return self.begin_verify(torrent, Asked::ByNobody);
+        }
         if torrent.with_status(|status| status.phase == Phase::Downloading) {
             match self.activate(torrent).await {
+                Ok(_) if torrent.take_suspect() => return self.begin_verify(torrent, Asked::ByNobody),
                 Ok(active) => {
                     // Nothing is missing from a torrent of 0 bytes, or after a stop between the last commit and the rename.
                     let whole = active.lock().committed.is_full();
@@ -177,7 +190,7 @@ impl Core {
         match finished
             .unwrap_or_else(|error| Err(FinishError::Storage(StorageError::Root(std::io::Error::other(error)))))
         {
-            Ok(_) => {}
+            Ok(_) => self.note_stat(torrent).await,
             Err(FinishError::Clash(_)) => {
                 let folder = self.data_path(torrent);
                 self.fail(torrent, format!("{} is taken meanwhile by something that peerd did not make: move it away and type peerctl resume {}", folder.display(), torrent.key()));
@@ -194,7 +207,7 @@ impl Core {
         torrent.update(|status| {
             status.complete = true;
             status.phase = Phase::Seeding;
-            status.publish = status.ours;
+            status.publish |= status.ours;
         });
         if let Err(error) = self.save(torrent).await {
             tracing::error!(torrent = %torrent.summary.name, %error, "its completion could not be recorded; after a restart it is checked again");
@@ -206,6 +219,19 @@ impl Core {
         self.choking.notify_one();
         tracing::info!(torrent = %torrent.summary.name, key = %torrent.key(), "complete");
         torrent.touch();
+    }
+
+    /// Notes what a single file looks like now that its content is known to be right: it is served as long as it does.
+    pub async fn note_stat(&self, torrent: &Torrent) {
+        if torrent.summary.multi_file {
+            return;
+        }
+        let (folder, own) = (self.folder_of(&torrent.with_status(|s| s.origin.clone())), torrent.summary.name.clone());
+        let files = self.files.clone();
+        let stat = tokio::task::spawn_blocking(move || files.open_root(&folder)?.stat(&RelPath::from(own))).await;
+        if let Ok(Ok(stat)) = stat {
+            torrent.update(|status| status.stat = Some(stat.into()));
+        }
     }
 
     /// Our own side failed: sessions end, the user is told, `resume` tries again.
@@ -254,20 +280,11 @@ impl Core {
         });
         self.save(torrent).await?;
         if failed {
-            self.begin_verify(torrent);
+            self.begin_verify(torrent, Asked::ByUser);
         } else {
             self.start(torrent).await;
         }
         Ok(())
-    }
-
-    /// Hashes what lies on disk and goes on from what is right. Returns at once; the phase is *checking* meanwhile.
-    pub fn begin_verify(self: &Arc<Self>, torrent: &Arc<Torrent>) {
-        let was = torrent.update(|status| std::mem::replace(&mut status.phase, Phase::Checking));
-        if was != Phase::Checking {
-            self.disconnect(torrent, "its data is being checked");
-            self.tasks.spawn("verify", verify(self.clone(), torrent.clone()));
-        }
     }
 
     /// Forgets the torrent, and deletes its data if asked.
@@ -281,12 +298,15 @@ impl Core {
         if torrent.with_status(|status| status.publish) {
             self.publisher.withdraw(torrent.key());
         }
-        let mut batch = Batch::new();
-        batch.delete(records::TORRENTS, torrent.key().as_bytes());
-        let bitfield_bytes = torrent.summary.layout.piece_count().div_ceil(8) as usize;
-        chunks::delete_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), bitfield_bytes);
+        self.deactivate(torrent, true).await;
+        let mut batch = forgetting(torrent);
+        if torrent.with_status(|status| status.publish) {
+            batch.put(records::WITHDRAWALS, torrent.key().as_bytes(), encode_record(&SettingRecord::default()));
+        }
         self.submit(batch).await?;
         self.forget(torrent.key());
+        // Once more: a check or a commit may have written it back in between.
+        self.submit(forgetting(torrent)).await?;
         torrent.touch();
         // What is unfinished is of use to nobody; what is whole goes only if that was said.
         let unfinished = torrent.with_status(|s| !s.complete && matches!(s.origin, Origin::Download { .. }));
@@ -318,12 +338,37 @@ impl Core {
             withdrawn: false,
             publish: true,
         };
-        let torrent = self.insert(Arc::new(Torrent::new(summary, status)));
-        torrent.update(|status| status.publish = true);
+        let torrent = self.insert(Arc::new(Torrent::new(summary, status.clone())));
+        let data_path = self.data_path(&torrent);
+        let there = tokio::fs::try_exists(&data_path).await.unwrap_or(false);
+        let sound = torrent.with_status(|s| s.complete && s.phase == Phase::Seeding && there);
+        if !sound {
+            // Known before, and not to be had from where it was: from here on it is served from here.
+            self.deactivate(&torrent, true).await;
+            torrent.update(|old| *old = Status { paused: old.paused, ..status });
+        }
+        torrent.update(|status| {
+            status.publish = true;
+            status.withdrawn = false;
+        });
+        self.note_stat(&torrent).await;
         self.save(&torrent).await?;
         self.publisher.publish(torrent.key());
         self.announcer.tell(torrent.key(), Announce::Started);
         Ok(torrent)
+    }
+
+    /// A download stops before it takes the last of the disk.
+    pub async fn keep_reserve(self: &Arc<Self>, torrent: &Arc<Torrent>) {
+        let folder = self.folder_of(&torrent.with_status(|status| status.origin.clone()));
+        let (files, of) = (self.files.clone(), folder.clone());
+        let free = tokio::task::spawn_blocking(move || files.open_root(&of)?.free_bytes()).await;
+        let downloading = torrent.with_status(|status| status.phase == Phase::Downloading);
+        if let (Ok(Ok(free_bytes)), true) = (free, downloading)
+            && free_bytes < RESERVE_BYTES
+        {
+            self.fail(torrent, AddError::NoRoom { folder, free_bytes }.to_string());
+        }
     }
 
     /// Our disk failed while a piece was written. A full disk may have room again later; all else wants a person.
@@ -338,19 +383,6 @@ impl Core {
             format!("{name} could not be written: {error}; when that is mended type peerctl resume {}", torrent.key())
         };
         self.fail(torrent, message);
-    }
-
-    /// Something of a torrent that we serve could not be read, or is not what it was: it is looked at before anything
-    /// more is served.
-    pub fn data_is_suspect(self: &Arc<Self>, torrent: &Arc<Torrent>) {
-        let in_upload = torrent.with_status(|status| matches!(status.origin, Origin::Upload { .. }));
-        if in_upload {
-            // The watcher tells when the file has settled, or that it is gone.
-            torrent.update(|status| status.phase = Phase::Missing);
-            self.disconnect(torrent, "its file has changed");
-        } else {
-            self.begin_verify(torrent);
-        }
     }
 }
 
@@ -369,141 +401,13 @@ enum Found {
     Foreign,
 }
 
-async fn check_part(core: Arc<Core>, torrent: Arc<Torrent>) {
-    verify(core, torrent).await;
-}
-
-/// A file that we did not make is read, never written: right as a whole, it is seeded where it lies.
-async fn check_foreign(core: Arc<Core>, torrent: Arc<Torrent>) {
-    torrent.update(|status| status.complete = true);
-    let checked = check_data(&core, &torrent).await;
-    match checked {
-        Ok(found) if found.is_full() => {
-            torrent.update(|status| {
-                status.phase = Phase::Seeding;
-                status.publish = status.ours;
-            });
-            if let Err(error) = core.save(&torrent).await {
-                tracing::error!(%error, "could not be recorded");
-            }
-            if torrent.with_status(|status| status.publish) {
-                core.publisher.publish(torrent.key());
-            }
-            core.start(&torrent).await;
-        }
-        Ok(_) => {
-            torrent.update(|status| status.complete = false);
-            let path = core.data_path(&torrent);
-            let message = format!(
-                "{} is there already and is not this torrent's data: it was left as it is. Fetch into another folder: peerctl get --to DIR {}",
-                path.display(),
-                torrent.key()
-            );
-            core.deactivate(&torrent, true).await;
-            core.clash(&torrent, message).await;
-        }
-        Err(error) => {
-            torrent.update(|status| status.complete = false);
-            core.fail(&torrent, format!("{} could not be checked: {error}", core.data_path(&torrent).display()));
-        }
-    }
-}
-
-impl Core {
-    /// A fetch that cannot begin is not kept: the user types it again with another folder.
-    async fn clash(self: &Arc<Self>, torrent: &Arc<Torrent>, message: String) {
-        self.fail(torrent, message);
-        if let Err(error) = self.remove(torrent, false).await {
-            tracing::error!(%error, "a torrent that could not begin could not be forgotten");
-        }
-    }
-}
-
-async fn verify(core: Arc<Core>, torrent: Arc<Torrent>) {
-    let found = match check_data(&core, &torrent).await {
-        Ok(found) => found,
-        Err(error) => {
-            core.fail(&torrent, format!("{} could not be checked: {error}", core.data_path(&torrent).display()));
-            return;
-        }
-    };
-    let status = torrent.status();
-    if status.complete && !found.is_full() {
-        let own = matches!(status.origin, Origin::Download { .. });
-        if own && reopen_unfinished(&core, &torrent).await {
-            torrent.update(|status| status.complete = false);
-        } else {
-            let path = core.data_path(&torrent);
-            core.fail(
-                &torrent,
-                format!(
-                    "{} is not what it was: {} of {} pieces are right. peerctl remove {} forgets it",
-                    path.display(),
-                    found.count(),
-                    found.piece_count(),
-                    torrent.key()
-                ),
-            );
-            torrent
-                .update(|status| status.phase = if found.is_empty() { Phase::Missing } else { status.phase.clone() });
-            return;
-        }
-    }
-    if let Err(error) = adopt(&core, &torrent, &found).await {
-        core.fail(&torrent, format!("{}: {error}", torrent.summary.name));
-        return;
-    }
-    core.start(&torrent).await;
-}
-
-/// Takes what a check found as what we have.
-async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Result<(), ActivateError> {
-    core.deactivate(torrent, true).await;
-    let complete = torrent.with_status(|status| status.complete);
-    if !complete {
-        let mut batch = Batch::new();
-        chunks::put_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), found.as_bytes());
-        core.submit(batch).await?;
-    }
-    torrent.update(|status| status.phase = if status.complete { Phase::Seeding } else { Phase::Downloading });
-    Ok(core.save(torrent).await?)
-}
-
-/// Turns finished data with holes back into unfinished data.
-async fn reopen_unfinished(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
-    let Ok(active) = core.activate(torrent).await else { return false };
-    let Ok((part, whole)) = part_and_whole(&active.meta) else { return false };
-    let renamed = tokio::task::spawn_blocking(move || {
-        let root = active.storage.root();
-        root.rename_noreplace(&whole, &part)?;
-        root.sync_dir(None)
-    });
-    matches!(renamed.await, Ok(Ok(())))
-}
-
-async fn check_data(core: &Arc<Core>, torrent: &Arc<Torrent>) -> Result<Bitfield, CheckDataError> {
-    let active = core.activate(torrent).await?;
-    torrent.check.bytes.store(0, Ordering::Relaxed);
-    let of = torrent.clone();
-    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
-    let checked = tokio::task::spawn_blocking(move || {
-        let layout = active.meta.layout();
-        let pieces: Vec<PieceIndex> = layout.pieces().collect();
-        let check_of = |piece: PieceIndex| active.meta.piece_check(piece);
-        check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)
-    });
-    let checked = checked.await.unwrap_or_else(|error| Err(StorageError::Root(std::io::Error::other(error))))?;
-    if checked.cancelled { Err(CheckDataError::Cancelled) } else { Ok(checked.good) }
-}
-
-#[derive(Debug, thiserror::Error)]
-enum CheckDataError {
-    #[error("{0}")]
-    Activate(#[from] ActivateError),
-    #[error("{0}")]
-    Storage(#[from] StorageError),
-    #[error("stopped")]
-    Cancelled,
+/// Takes every record of the torrent out of the store.
+fn forgetting(torrent: &Torrent) -> Batch {
+    let mut batch = Batch::new();
+    batch.delete(records::TORRENTS, torrent.key().as_bytes());
+    let bitfield_bytes = torrent.summary.layout.piece_count().div_ceil(8) as usize;
+    chunks::delete_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), bitfield_bytes);
+    batch
 }
 
 /// Adds the torrent's record to a batch.

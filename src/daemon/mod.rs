@@ -4,6 +4,7 @@
 //! [`Daemon::stop`]. A stop tells the trackers, commits what is in flight and closes the store cleanly.
 
 pub mod announcing;
+pub mod checking;
 pub mod choking;
 pub mod commands;
 pub mod commit;
@@ -32,6 +33,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
@@ -56,11 +58,20 @@ const FAREWELL: Duration = Duration::from_secs(3);
 /// What is in flight has so long to be committed.
 const STOP_LIMIT: Duration = Duration::from_secs(20);
 
+/// What this peer shares and has fetched is its owner's business alone.
+pub const STATE_DIR_MODE: u32 = 0o700;
+
 /// Why peerd did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{}: {source}", path.display())]
     Folder { path: PathBuf, source: std::io::Error },
+    #[error(
+        "a peerd runs here already (process {pid}, its state is in {}): `peerctl` talks to it, `peerctl leave` ends it; \
+         give a second one folders of its own with --home",
+        state_dir.display()
+    )]
+    Running { state_dir: PathBuf, pid: String },
     #[error("the state folder {}: {source}", path.display())]
     Store { path: PathBuf, source: StoreError },
     #[error("the state folder: {0}")]
@@ -93,11 +104,13 @@ impl State {
     /// # Errors
     /// When a folder cannot be used or another peerd has it.
     pub fn open(options: Options) -> Result<State, StartError> {
-        make_dir(&options.state_dir, 0o700)?;
+        make_dir(&options.state_dir, STATE_DIR_MODE)?;
         make_dir(&options.upload_dir, 0o755)?;
         make_dir(&options.download_dir, 0o755)?;
-        let path = options.state_dir.join("db");
-        let store = SledStore::open(&path).map_err(|source| StartError::Store { path, source })?;
+        let store = SledStore::open(&options.state_dir.join("db")).map_err(|source| match source {
+            StoreError::Locked { pid, .. } => StartError::Running { state_dir: options.state_dir.clone(), pid },
+            source => StartError::Store { path: options.state_dir.clone(), source },
+        })?;
         let segments = SegmentLog::open(&options.state_dir.join("torrents"))?;
         let identity = Signer::load_or_create(&options.state_dir.join("identity"))?;
         Ok(State { options, store: Arc::new(store), segments, identity })
@@ -160,6 +173,7 @@ impl Daemon {
         };
         let core = Arc::new(Core::new(parts)?);
         lifecycle::load(&core).map_err(store_error)?;
+        publishing::load(&core).map_err(store_error)?;
         let (watcher, events) = Watcher::start(core.options.upload_dir.clone(), clock)?;
         let tasks = &core.tasks;
         for listener in listeners {
@@ -194,6 +208,9 @@ impl Daemon {
 
     /// Tells the trackers, ends all sessions, commits, closes the store.
     pub async fn stop(self) {
+        // Whoever hashes on a blocking thread would keep the process alive.
+        self.core.stopping.store(true, Ordering::Relaxed);
+        self.core.torrents().iter().for_each(|torrent| torrent.check.cancel.store(true, Ordering::Relaxed));
         self.core.announcer.leave(&self.core, FAREWELL).await;
         let left = self.core.tasks.stop(STOP_LIMIT).await;
         if left > 0 {

@@ -8,8 +8,11 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use super::core::Core;
+use super::records::WITHDRAWALS;
 use super::torrent::Torrent;
 use super::trackers::TrackerError;
+use crate::db::{Batch, StoreError};
+use crate::clock::Time;
 use crate::wire::id::InfoHash;
 
 /// Requests to the tracker at once: keep-alive connections, so that 20,000 files take seconds.
@@ -30,9 +33,22 @@ enum Wish {
     Withdraw,
 }
 
+/// Refusals remembered for `peerctl share`: as many as anybody looks at.
+const MAX_REFUSALS: usize = 1_000;
+
+/// How the catalogue answered last.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Reached {
+    NotYet,
+    Yes,
+    No { error: String, retry_at: Time },
+}
+
 /// What the tracker is still to be told. One wish a torrent: the last one counts.
 pub struct Publisher {
+    reached: Mutex<Reached>,
     wishes: Mutex<BTreeMap<InfoHash, Wish>>,
+    refused: Mutex<HashSet<InfoHash>>,
     some: Notify,
     /// Counts wishes that came true.
     done: watch::Sender<u64>,
@@ -40,7 +56,13 @@ pub struct Publisher {
 
 impl Default for Publisher {
     fn default() -> Self {
-        Publisher { wishes: Mutex::default(), some: Notify::new(), done: watch::Sender::new(0) }
+        Publisher {
+            reached: Mutex::new(Reached::NotYet),
+            wishes: Mutex::default(),
+            refused: Mutex::default(),
+            some: Notify::new(),
+            done: watch::Sender::new(0),
+        }
     }
 }
 
@@ -53,21 +75,34 @@ impl Publisher {
         self.wish(key, Wish::Withdraw);
     }
 
+    fn refusals(&self) -> MutexGuard<'_, HashSet<InfoHash>> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn wish(&self, key: InfoHash, wish: Wish) {
+        self.refusals().remove(&key);
         self.lock().insert(key, wish);
         self.some.notify_one();
     }
 
-    /// Waits until nothing is wished for this torrent any more; false if that takes longer than `limit`.
+    /// Waits until the tracker has taken this torrent; false if it declined, or does not answer within `limit`.
     pub async fn wait_published(&self, key: InfoHash, limit: Duration) -> bool {
         let mut done = self.done.subscribe();
         let settled = done.wait_for(|_| !self.lock().contains_key(&key));
-        matches!(tokio::time::timeout(limit, settled).await, Ok(Ok(_)))
+        matches!(tokio::time::timeout(limit, settled).await, Ok(Ok(_))) && !self.refusals().contains(&key)
     }
 
     /// The tracker is back after it was down: what it forgot is published again.
     pub fn tracker_is_back(&self) {
         self.some.notify_one();
+    }
+
+    pub fn reached(&self) -> Reached {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_reached(&self, reached: Reached) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = reached;
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<InfoHash, Wish>> {
@@ -100,10 +135,12 @@ pub async fn run(core: Arc<Core>) {
             tracing::debug!(%error, "the tracker's catalogue");
             // Whatever happened to it meanwhile, all is asked once it answers.
             ask_all_at = core.clock.now();
+            core.publisher.set_reached(Reached::No { error: error.to_string(), retry_at: ask_all_at + retry });
             tokio::time::sleep(retry).await;
             retry = (retry * 2).min(RETRY_MOST);
             continue;
         }
+        core.publisher.set_reached(Reached::Yes);
         retry = RETRY_FIRST;
         if core.publisher.lock().is_empty() {
             tokio::select! {
@@ -114,7 +151,7 @@ pub async fn run(core: Arc<Core>) {
     }
 }
 
-async fn round(core: &Arc<Core>, ask_all_at: &mut crate::clock::Time, probe: &mut usize) -> Result<(), TrackerError> {
+async fn round(core: &Arc<Core>, ask_all_at: &mut Time, probe: &mut usize) -> Result<(), TrackerError> {
     let wishes = core.publisher.some_wishes();
     if !wishes.is_empty() {
         fulfil(core, wishes).await?;
@@ -125,7 +162,8 @@ async fn round(core: &Arc<Core>, ask_all_at: &mut crate::clock::Time, probe: &mu
     let keys: Vec<InfoHash> =
         core.torrents().iter().filter(|t| t.with_status(|s| s.publish && s.complete)).map(|t| t.key()).collect();
     if keys.is_empty() {
-        return Ok(());
+        // With nothing to share, `status` still says whether there is a tracker to search.
+        return core.catalogue().is_there().await;
     }
     let now = core.clock.now();
     let asked: Vec<InfoHash> = if *ask_all_at <= now {
@@ -143,7 +181,12 @@ async fn round(core: &Arc<Core>, ask_all_at: &mut crate::clock::Time, probe: &mu
     if !unknown.is_empty() {
         tracing::info!(torrents = unknown.len(), "the tracker does not know them: published again");
         let unknown: HashSet<InfoHash> = unknown.into_iter().collect();
-        core.publisher.lock().extend(unknown.into_iter().map(|key| (key, Wish::Publish)));
+        let mut wishes = core.publisher.lock();
+        for key in unknown {
+            // What is to be withdrawn stays so.
+            wishes.entry(key).or_insert(Wish::Publish);
+        }
+        drop(wishes);
         core.publisher.some.notify_one();
     }
     Ok(())
@@ -163,15 +206,46 @@ async fn fulfil(core: &Arc<Core>, wishes: Vec<(InfoHash, Wish)>) -> Result<(), T
         let Some(told) = under_way.join_next().await else { return result };
         let Ok((key, wish, told)) = told else { continue };
         match told {
-            Ok(()) => core.publisher.settle(key, wish),
+            Ok(()) => {
+                core.publisher.settle(key, wish);
+                forget_withdrawal(core, key, wish);
+            }
             Err(error) if is_final(&error) => {
                 tracing::warn!(%key, ?wish, %error, "the tracker declined");
                 core.warn(format!("the tracker declined {key}: {error}"));
+                let mut refused = core.publisher.refusals();
+                if refused.len() < MAX_REFUSALS {
+                    refused.insert(key);
+                }
+                drop(refused);
                 core.publisher.settle(key, wish);
+                forget_withdrawal(core, key, wish);
             }
             Err(error) => result = Err(error),
         }
     }
+}
+
+/// The tracker has heard it. If the record of it outlives a crash it is only told again.
+fn forget_withdrawal(core: &Core, key: InfoHash, wish: Wish) {
+    if wish == Wish::Withdraw {
+        let mut batch = Batch::new();
+        batch.delete(WITHDRAWALS, key.as_bytes());
+        drop(core.store.submit(batch));
+    }
+}
+
+/// Takes up what an earlier run was to tell the tracker and did not.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn load(core: &Core) -> Result<(), StoreError> {
+    core.store.for_each(WITHDRAWALS, &[], &mut |key, _| {
+        if let Some(key) = InfoHash::from_slice(key).filter(|key| core.torrent(*key).is_none()) {
+            core.publisher.withdraw(key);
+        }
+        std::ops::ControlFlow::Continue(())
+    })
 }
 
 /// A refusal of the thing itself; everything else is tried again.

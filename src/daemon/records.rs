@@ -19,6 +19,8 @@ pub const DECLINED: Table = Table::new("declined");
 pub const LEDGER: Table = Table::new("ledger");
 /// Key: an identity, then an info-hash. Value: [`LedgerFileRecord`].
 pub const LEDGER_FILES: Table = Table::new("ledger_files");
+/// Key: the info-hash's bytes. Value: an empty [`SettingRecord`]. What our tracker is still to be told to forget.
+pub const WITHDRAWALS: Table = Table::new("withdrawals");
 /// Key: a word. Value: [`SettingRecord`].
 pub const SETTINGS: Table = Table::new("settings");
 

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use tokio::task::JoinSet;
 
 use super::announcing::What as Announce;
 use super::core::Core;
+use super::deleting;
 use super::disk::fs::Stat;
 use super::lifecycle::put_torrent;
 use super::making::{self, Made, MakeError};
@@ -181,6 +181,8 @@ struct Sharing {
     going: HashMap<RelPath, Time>,
     /// The same by device and inode, to know a file that was moved; entries may outlive those of `going`.
     gone_files: HashMap<(u64, u64), RelPath>,
+    /// Paths that went while their file was being hashed.
+    gone: HashSet<RelPath>,
     /// Settled changes that wait for their minute's end.
     later: HashMap<RelPath, (Time, StatRecord)>,
     recorded: HashMap<RelPath, Time>,
@@ -199,6 +201,7 @@ pub async fn run(core: Arc<Core>, mut events: mpsc::Receiver<WatchEvent>) {
         record_at: None,
         going: HashMap::new(),
         gone_files: HashMap::new(),
+        gone: HashSet::new(),
         later: HashMap::new(),
         recorded: HashMap::new(),
         lingering: Vec::new(),
@@ -248,7 +251,10 @@ impl Sharing {
         }
         while let Some(at) = self.lingering.iter().position(|(at, _)| *at <= now) {
             let (_, key) = self.lingering.swap_remove(at);
-            self.forget(key).await;
+            let gone_for_good = self.core.torrent(key).is_some_and(|torrent| torrent.with_status(|s| s.withdrawn));
+            if gone_for_good && self.core.shares.paths_of(key).is_empty() {
+                self.forget(key).await;
+            }
         }
     }
 
@@ -257,6 +263,10 @@ impl Sharing {
             WatchEvent::Settled { path, stat } => self.settled(path, stat.into()).await,
             WatchEvent::Removed { path } => {
                 self.later.remove(&path);
+                self.ready.retain(|(ready, ..)| *ready != path);
+                if self.core.shares.lock().hashing.contains_key(&path) {
+                    self.gone.insert(path.clone());
+                }
                 let share = self.core.shares.lock().shared.get(&path).copied();
                 if let Some(share) = share {
                     self.gone_files.insert((share.stat.device, share.stat.inode), path.clone());
@@ -280,8 +290,12 @@ impl Sharing {
             let stat = tokio::task::spawn_blocking(move || {
                 core.files.open_root(&core.options.upload_dir).and_then(|root| root.stat(&file))
             });
-            if let Ok(Ok(stat)) = stat.await {
-                self.settled(path, stat.into()).await;
+            let Ok(Ok(stat)) = stat.await else { continue };
+            let stat = StatRecord::from(stat);
+            let known = self.core.shares.lock().shared.get(&path).copied();
+            // What has changed is the watcher's to tell, once it has settled.
+            if known.is_none_or(|share| share.stat.same_content(&stat)) {
+                self.settled(path, stat).await;
             }
         }
     }
@@ -293,6 +307,15 @@ impl Sharing {
         for (path, share) in state.shared.iter().filter(|(path, _)| !seen.contains(*path)) {
             self.gone_files.insert((share.stat.device, share.stat.inode), path.clone());
             self.going.insert(path.clone(), now + MOVE_GRACE);
+        }
+        drop(state);
+        // What was withdrawn and served on for a while is not served for ever.
+        for torrent in self.core.torrents() {
+            let from_upload = torrent.with_status(|status| matches!(status.origin, Origin::Upload { .. }));
+            if from_upload && self.core.shares.paths_of(torrent.key()).is_empty() {
+                self.lingering.push((now, torrent.key()));
+                torrent.update(|status| status.withdrawn = true);
+            }
         }
     }
 
@@ -313,6 +336,7 @@ impl Sharing {
             seen.insert(path.clone());
         }
         self.going.remove(&path);
+        self.gone.remove(&path);
         self.later.remove(&path);
         let (known, declined) = {
             let state = self.core.shares.lock();
@@ -325,7 +349,7 @@ impl Sharing {
         if let Some(torrent) = same.and_then(|share| self.core.torrent(share.key)) {
             self.serve_again(&torrent, &path, stat).await;
             // Some programs put the old time back after a change; only the ctime tells. It is served on meanwhile.
-            if same.is_some_and(|share| share.stat != stat) {
+            if same.is_some_and(|share| share.stat.ctime_ns != stat.ctime_ns) {
                 self.hash(path, stat);
             }
             return;
@@ -394,14 +418,23 @@ impl Sharing {
             status.stat = Some(stat);
             if matches!(&status.origin, Origin::Upload { path } if *path == old) {
                 status.origin = Origin::Upload { path: path.clone() };
+                // Whoever was served in between was told that the file is gone.
+                if status.phase == Phase::Missing {
+                    status.phase = Phase::Seeding;
+                }
             }
         });
+        let renamed = old.file_name() != path.file_name();
+        if renamed {
+            self.linger(&torrent);
+        }
         self.core.deactivate(&torrent, true).await;
+        self.core.start(&torrent).await;
         put_torrent(&mut batch, &torrent);
         if let Err(error) = self.core.submit(batch).await {
             tracing::error!(%error, "a move could not be recorded: the file is hashed again after a restart");
         }
-        if old.file_name() == path.file_name() {
+        if !renamed {
             self.core.publisher.publish(share.key);
             return;
         }
@@ -413,7 +446,6 @@ impl Sharing {
             let made = making::rename(&core, key, &file);
             (file, stat, made)
         });
-        self.linger(&torrent);
     }
 
     /// The old key leaves the catalogue at once and is served for a while.
@@ -435,8 +467,7 @@ impl Sharing {
         let core = self.core.clone();
         self.core.shares.lock().hashing.insert(path.clone(), stat.bytes);
         self.jobs.spawn_blocking(move || {
-            let cancel = AtomicBool::new(false);
-            let made = making::make_shared(&core, &path, &stat, &cancel);
+            let made = making::make_shared(&core, &path, &stat, &core.stopping);
             (path, stat, made)
         });
     }
@@ -446,6 +477,7 @@ impl Sharing {
             self.core.shares.lock().hashing.remove(path);
         }
         match done {
+            Some((path, ..)) if self.gone.remove(&path) => {}
             Some((path, stat, Ok(made))) => {
                 self.ready.push((path, stat, made));
                 self.record_at.get_or_insert(self.core.clock.now() + RECORD_EVERY);
@@ -490,7 +522,8 @@ impl Sharing {
             let key = made.meta.info_hash();
             let summary = Summary::of(&made.meta, position, true, self.core.clock.unix_seconds());
             let torrent = self.core.insert(Arc::new(Torrent::new(summary, shared_status(path.clone(), stat))));
-            self.take_over(&torrent, &path, stat);
+            self.take_over(&torrent, &path, stat).await;
+            self.core.publisher.publish(key);
             put_torrent(&mut batch, &torrent);
             let record = ShareRecord { key: key.as_bytes().to_vec(), stat };
             batch.put(records::SHARES, path.as_bytes(), encode_record(&record));
@@ -509,7 +542,6 @@ impl Sharing {
                 .warn(format!("what was hashed could not be recorded, it is hashed again after a restart: {error}"));
         }
         for torrent in begun {
-            self.core.publisher.publish(torrent.key());
             self.core.announcer.tell(torrent.key(), Announce::Started);
         }
         for (key, path) in replaced {
@@ -518,18 +550,25 @@ impl Sharing {
     }
 
     /// A torrent that was known before and whose file is here now: served from here if it has no place of its own.
-    fn take_over(&self, torrent: &Arc<Torrent>, path: &RelPath, stat: StatRecord) {
-        torrent.update(|status| {
-            let elsewhere = match &status.origin {
-                Origin::Upload { path: from } => {
-                    from != path && self.core.options.upload_dir.join(from.as_path()).exists()
+    async fn take_over(&self, torrent: &Arc<Torrent>, path: &RelPath, stat: StatRecord) {
+        let before = torrent.status();
+        let here = matches!(&before.origin, Origin::Upload { path: from } if from == path);
+        let there = tokio::fs::try_exists(self.core.data_path(torrent)).await.unwrap_or(false);
+        let elsewhere = !here && before.complete && there;
+        let fresh = before.stat == Some(stat);
+        if !elsewhere && !fresh {
+            if before.is_fetched() && !before.complete {
+                let (core, of) = (self.core.clone(), torrent.clone());
+                let folder = self.core.folder_of(&before.origin);
+                let deleted = tokio::task::spawn_blocking(move || deleting::delete_unfinished(&core, &of, &folder));
+                if let Ok(Err(error)) = deleted.await {
+                    tracing::warn!(torrent = %torrent.summary.name, %error, "what was fetched of it could not be deleted");
                 }
-                Origin::InPlace { .. } => true,
-                Origin::Download { .. } => status.complete,
-            };
-            if !elsewhere {
-                *status = Status { paused: status.paused, ..shared_status(path.clone(), stat) };
             }
+            self.core.deactivate(torrent, true).await;
+            torrent.update(|status| *status = Status { paused: status.paused, ..shared_status(path.clone(), stat) });
+        }
+        torrent.update(|status| {
             status.withdrawn = false;
             status.publish = true;
         });

@@ -128,6 +128,8 @@ pub struct Torrent {
     pub downloaded_bytes: AtomicU64,
     pub uploaded_bytes: AtomicU64,
     removed: AtomicBool,
+    /// What is recorded of its pieces cannot be trusted: they are to be hashed.
+    suspect: AtomicBool,
 }
 
 /// The half that costs memory.
@@ -144,6 +146,8 @@ pub struct Inner {
     pub sessions: HashMap<SessionId, Arc<SessionHandle>>,
     /// Pieces whose bits have passed the store's barrier.
     pub committed: Bitfield,
+    /// Let go for good: nothing of it counts any more, another half has taken or will take its place.
+    pub retired: bool,
 }
 
 impl Active {
@@ -169,6 +173,7 @@ impl Torrent {
             downloaded_bytes: AtomicU64::new(0),
             uploaded_bytes: AtomicU64::new(0),
             removed: AtomicBool::new(false),
+            suspect: AtomicBool::new(false),
         }
     }
 
@@ -207,6 +212,16 @@ impl Torrent {
         self.check.cancel.store(true, Ordering::Release);
     }
 
+    /// What is recorded of its pieces was found not to fit.
+    pub fn set_suspect(&self) {
+        self.suspect.store(true, Ordering::Release);
+    }
+
+    /// Whether its pieces are to be hashed before anything else; asked once.
+    pub fn take_suspect(&self) -> bool {
+        self.suspect.swap(false, Ordering::AcqRel)
+    }
+
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
@@ -229,7 +244,13 @@ impl Torrent {
     /// whether there is none any more.
     pub(in crate::daemon) fn let_go(&self, by_force: bool) -> bool {
         let mut active = self.lock_active();
-        active.take_if(|active| by_force || Arc::strong_count(active) == 1);
+        if let Some(active) = active.take_if(|active| by_force || Arc::strong_count(active) == 1) {
+            let mut inner = active.lock();
+            inner.retired = true;
+            for session in inner.sessions.values() {
+                session.close("its torrent is set up anew");
+            }
+        }
         active.is_none()
     }
 

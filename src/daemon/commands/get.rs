@@ -80,6 +80,12 @@ impl Commands {
                     }));
                 }
                 Phase::Error(message) => return Err(Failure::failed(message)),
+                Phase::Missing => {
+                    return Err(Failure::failed(format!(
+                        "{} is shared from upload/, and its file is being changed or is gone",
+                        torrent.summary.name
+                    )));
+                }
                 _ if torrent.is_removed() => {
                     return Err(Failure::failed(format!("{} was removed", torrent.summary.name)));
                 }
@@ -97,8 +103,7 @@ impl Commands {
     async fn resolve(&self, what: What) -> Result<Resolved, Failure> {
         match what {
             What::Torrent(bytes) => {
-                let meta = Metainfo::parse(&bytes)
-                    .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
+                let meta = Metainfo::parse(&bytes).map_err(|error| Failure::failed(error.to_string()))?;
                 let ours = self.core.names_our_tracker(&meta);
                 Ok(self.here(meta.info_hash()).unwrap_or(Resolved::Torrent { bytes, ours }))
             }

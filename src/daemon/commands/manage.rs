@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::rows::state_of;
 use super::{Commands, Found};
+use crate::daemon::checking::Asked;
 use crate::daemon::control::Reply;
 use crate::daemon::torrent::{Origin, Phase, Torrent};
 use crate::db::Batch;
@@ -40,7 +41,7 @@ impl Commands {
             Found::Answer(answer) => return Ok(*answer),
             Found::One(torrent) => torrent,
         };
-        self.core.begin_verify(&torrent);
+        self.core.begin_verify(&torrent, Asked::ByUser);
         let mut changes = torrent.watch();
         while torrent.with_status(|status| status.phase == Phase::Checking) && !torrent.is_removed() {
             changes.mark_unchanged();

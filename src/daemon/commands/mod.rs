@@ -55,9 +55,9 @@ enum Found {
 impl Commands {
     fn find(&self, what: &What) -> Result<Found, Failure> {
         let key = match what {
-            What::Torrent(bytes) => Metainfo::parse(bytes)
-                .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?
-                .info_hash(),
+            What::Torrent(bytes) => {
+                Metainfo::parse(bytes).map_err(|error| Failure::failed(error.to_string()))?.info_hash()
+            }
             What::InfoHash(key) => *key,
             What::Words(words) => return self.find_by_name(words),
         };
@@ -89,7 +89,7 @@ impl Commands {
         Candidate {
             name: summary.name.to_string_lossy().into_owned(),
             key: summary.key,
-            path: self.core.data_path(torrent).to_string_lossy().into_owned(),
+            path: self.core.data_path(torrent).parent().map_or_else(String::new, |folder| folder.display().to_string()),
             size: summary.layout.total_bytes(),
             n_parts: summary.layout.piece_count(),
             seeders: None,

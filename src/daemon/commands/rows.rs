@@ -216,8 +216,7 @@ impl Commands {
     /// A torrent of ours, of the file given, or of the tracker.
     async fn meta_of(&self, what: What) -> Result<Result<MetaFound, Answer>, Failure> {
         if let What::Torrent(bytes) = &what {
-            let meta = Metainfo::parse(bytes)
-                .map_err(|error| Failure::failed(format!("this is no usable .torrent: {error}")))?;
+            let meta = Metainfo::parse(bytes).map_err(|error| Failure::failed(error.to_string()))?;
             let here = self.core.torrent(meta.info_hash());
             return Ok(Ok((meta, here)));
         }
@@ -352,7 +351,7 @@ impl Commands {
             uptime_s: core.clock.now().since(core.started).as_secs(),
             identity: to_hex(&core.identity.public_key()),
             listen: core.listening.clone(),
-            trackers: core.announcer.tracker_rows(core.clock.now()),
+            trackers: core.announcer.tracker_rows(core.clock.now(), &core.publisher.reached()),
             torrents: torrents.len() as u32,
             downloading,
             seeding,

@@ -10,6 +10,7 @@ use crate::daemon::control::Reply;
 use crate::daemon::making::{self, Made};
 use crate::daemon::sharing::path_in_upload;
 use crate::daemon::torrent::Torrent;
+use crate::daemon::watch::refused_name;
 use crate::db::Batch;
 use crate::wire::control::{Answer, Failure, PathBytes, Progress, Share, Shared, State, What};
 use crate::wire::metainfo::MAX_TORRENT_BYTES;
@@ -45,6 +46,11 @@ impl Commands {
 
     /// It is shared already, or will be once it has settled; if it was declined, the user wants it after all.
     async fn share_from_upload(&self, path: RelPath, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
+        if let Some(why) = path.components().find_map(refused_name) {
+            return Err(Failure::usage(format!(
+                "upload/{path} is not shared from there: {why}; share it from another folder"
+            )));
+        }
         let mut batch = Batch::new();
         self.core.shares.accept(&path, &mut batch);
         if !batch.is_empty() {
@@ -101,10 +107,7 @@ impl Commands {
         let found = self.find(&What::Torrent(bytes.clone()));
         match found {
             Ok(Found::One(torrent)) => {
-                torrent.update(|status| {
-                    status.ours = true;
-                    status.publish = true;
-                });
+                torrent.update(|status| status.publish = true);
                 self.core.save(&torrent).await.map_err(|error| Failure::failed(error.to_string()))?;
                 self.core.publisher.publish(torrent.key());
                 Ok(self.shared(&torrent).await)
@@ -116,7 +119,7 @@ impl Commands {
                     path.display()
                 )))
             }
-            Err(failure) => Err(failure),
+            Err(failure) => Err(Failure::failed(format!("{}: {}", path.display(), failure.message))),
         }
     }
 

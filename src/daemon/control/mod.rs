@@ -513,6 +513,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn links_that_a_killed_run_left_are_taken_over() {
+        let dir = TempDir::new().unwrap();
+        let long = dir.path().join("d".repeat(120));
+        let runtime = dir.path().join("run");
+        fs::create_dir(&long).unwrap();
+        fs::create_dir(&runtime).unwrap();
+        let place =
+            SocketPlace { path: long.join("peerd.sock"), runtime_dir: Some(runtime.clone()), ..place_in(dir.path()) };
+        let first = ControlSocket::bind(&place).unwrap();
+        let target = fs::read_link(&place.path).unwrap();
+        drop(first);
+        let links = [place.path.clone(), runtime.join("peerd.sock")];
+        drop(std::os::unix::net::UnixListener::bind(&target).unwrap());
+        links.iter().for_each(|link| symlink(&target, link).unwrap());
+        let second = ControlSocket::bind(&place).unwrap();
+        assert!(links.iter().all(|link| fs::read_link(link).unwrap() == target));
+        UnixStream::connect(&target).await.unwrap();
+        drop(second);
+        assert!(links.iter().chain([&target]).all(|path| fs::symlink_metadata(path).is_err()));
+    }
+
+    #[tokio::test]
     async fn a_place_too_long_for_an_address_gets_a_link_to_a_private_socket() {
         let dir = TempDir::new().unwrap();
         let long = dir.path().join("d".repeat(120));

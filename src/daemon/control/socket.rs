@@ -120,8 +120,13 @@ impl ControlSocket {
     }
 
     fn link(&mut self, link: &Path) -> Result<(), BindError> {
-        make_free(link)?;
         let target = std::path::absolute(&self.bound).unwrap_or_else(|_| self.bound.clone());
+        // A run that was killed has left it; who answers behind it now is this one.
+        if fs::read_link(link).is_ok_and(|left| left == target) {
+            self.links.push(link.to_path_buf());
+            return Ok(());
+        }
+        make_free(link)?;
         symlink(target, link).map_err(|error| BindError::Io { path: link.to_path_buf(), error })?;
         self.links.push(link.to_path_buf());
         Ok(())

@@ -143,6 +143,10 @@ fn admit(
     let handle = Arc::new(SessionHandle::new(core.next_session_id(), addr, theirs.peer_id, outgoing));
     {
         let mut inner = active.lock();
+        // Whatever happened while we were greeting: what is paused, removed or set up anew takes nobody.
+        if inner.retired || torrent.is_removed() || !torrent.with_status(|status| status.is_live()) {
+            return Err(GreetError::UnknownTorrent(torrent.key()));
+        }
         if inner.sessions.len() >= MAX_SESSIONS_PER_TORRENT {
             return Err(GreetError::Full);
         }

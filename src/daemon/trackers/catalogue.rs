@@ -99,6 +99,14 @@ impl Catalogue {
         Ok(missing)
     }
 
+    /// Whether the tracker answers and says that it works.
+    ///
+    /// # Errors
+    /// When the tracker is not there, or its disk has failed.
+    pub async fn is_there(&self) -> Result<(), TrackerError> {
+        self.get("/health", MAX_REPLY_BYTES).await.map(drop)
+    }
+
     /// The bytes of a `.torrent`, as the tracker sends them: whether they hash to the key is the caller's to check.
     ///
     /// # Errors

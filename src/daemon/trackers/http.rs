@@ -133,16 +133,18 @@ fn failed(error: reqwest::Error) -> TrackerError {
     if error.is_decode() {
         return TrackerError::bad_reply(innermost(&error));
     }
-    TrackerError::unreachable(innermost(&error))
+    // Our resolver's word is this already.
+    let cause = innermost(&error);
+    cause.downcast_ref().cloned().unwrap_or_else(|| TrackerError::unreachable(cause))
 }
 
 /// The cause at the bottom: the layers above repeat that a request failed, and the URL with its secrets.
-fn innermost(error: &reqwest::Error) -> String {
-    let mut cause: &dyn Error = error;
+fn innermost(error: &reqwest::Error) -> &(dyn Error + 'static) {
+    let mut cause: &(dyn Error + 'static) = error;
     while let Some(deeper) = cause.source() {
         cause = deeper;
     }
-    cause.to_string()
+    cause
 }
 
 /// `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7) as seconds since 1970.
