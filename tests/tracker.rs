@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBuf;
 
 use crate::support::content::MIB;
 use crate::support::process::Process;
@@ -33,6 +35,8 @@ fn udp(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(address).expect("connect a socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
+    // Answers that come while this thread has to wait for a processor are not the tracker's loss.
+    let _ = setsockopt(&socket, RcvBuf, &(4 << 20));
     socket
 }
 
