@@ -555,7 +555,7 @@ impl Sharing {
         let here = matches!(&before.origin, Origin::Upload { path: from } if from == path);
         let there = tokio::fs::try_exists(self.core.data_path(torrent)).await.unwrap_or(false);
         let elsewhere = !here && before.complete && there;
-        let fresh = before.stat == Some(stat);
+        let fresh = here && before.stat == Some(stat);
         if !elsewhere && !fresh {
             if before.is_fetched() && !before.complete {
                 let (core, of) = (self.core.clone(), torrent.clone());
