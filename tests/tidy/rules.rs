@@ -153,7 +153,7 @@ fn everywhere(path: &Path, text: &str, violations: &mut Vec<Violation>) {
         if is_macro && UNFINISHED.contains(&name.as_str()) {
             add(line, Rule::Unfinished, format!("{name}!"));
         }
-        // `#[ignore]`, `#[ignore = ".."]` and the same inside `cfg_attr`.
+        // The attribute `ignore`, with a reason or without, and the same inside `cfg_attr`.
         let in_attribute = before.is_none() || is_punct(before, ',');
         if name == "ignore" && in_attribute && (after.is_none() || is_punct(after, '=') || is_punct(after, ',')) {
             add(line, Rule::Ignored, "a test that is switched off".to_string());
