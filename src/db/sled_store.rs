@@ -20,6 +20,13 @@ use super::schema;
 use super::writer::{Backend, Writer};
 use super::{Batch, Op, Store, StoreError, Submitted, Table, Visit};
 
+/// A killed process may take so long to let go.
+const DYING: Duration = Duration::from_secs(10);
+/// A holder of whom nothing is known is given the time to end or to write down who it is.
+const UNKNOWN: Duration = Duration::from_millis(200);
+/// How often is looked whether it has ended.
+const LOCK_POLL: Duration = Duration::from_millis(20);
+
 /// sled's page cache, in on-disk bytes: users see some ten times as much in memory at its default of 1 GiB.
 const CACHE_BYTES: u64 = 16 << 20;
 /// sled's own thread cleans its file in this rhythm; without it nothing would.
@@ -45,7 +52,7 @@ impl SledStore {
     pub fn open(dir: &Path) -> Result<SledStore, StoreError> {
         let in_dir = |error: io::Error| StoreError::Io { path: dir.to_path_buf(), detail: error.to_string() };
         fs::create_dir_all(dir).map_err(in_dir)?;
-        let lock = take_lock(dir)?;
+        let lock = take_lock_of_the_living(dir)?;
         remove_half_made_snapshots(dir).map_err(in_dir)?;
         let db = open_sled(dir)?;
         let barrier_file = File::open(dir.join("db")).map_err(in_dir)?;
@@ -128,6 +135,32 @@ impl Backend for SledBackend {
     fn barrier(&self) -> Result<(), StoreError> {
         self.db.flush().map_err(|error| StoreError::Failed(error.to_string()))?;
         self.barrier_file.sync_data().map_err(|error| StoreError::Failed(error.to_string()))
+    }
+}
+
+/// The lock, waiting for a holder that has been killed: it holds on until its last thread has ended, which a busy disk
+/// can delay. Who lives is not waited for.
+fn take_lock_of_the_living(dir: &Path) -> Result<Flock<File>, StoreError> {
+    let begun = Instant::now();
+    loop {
+        let patience = match take_lock(dir) {
+            Err(StoreError::Locked { dir, pid }) => match patience_with(&pid) {
+                Some(patience) if begun.elapsed() < patience => patience,
+                _ => return Err(StoreError::Locked { dir, pid }),
+            },
+            other => return other,
+        };
+        std::thread::sleep(LOCK_POLL.min(patience));
+    }
+}
+
+/// How long to wait for this holder of the lock; `None` if it lives.
+fn patience_with(pid: &str) -> Option<Duration> {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        // The state follows the name, which may hold anything.
+        Ok(stat) => stat.rsplit_once(") ")?.1.starts_with(['Z', 'X']).then_some(DYING),
+        // Ended in between, or of another process namespace, or not written down yet.
+        Err(_) => Some(UNKNOWN),
     }
 }
 

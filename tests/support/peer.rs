@@ -194,7 +194,11 @@ impl Peer {
     #[track_caller]
     pub fn ctl_start(&self, args: &[&str]) -> Process {
         let log = self.home.join("peerctl.log");
-        Process::start(&format!("peerctl {} on {}", args.join(" "), self.name), &mut self.ctl_command(args), &log)
+        // A test run in the background of a shell inherits an ignored Ctrl-C; a person's terminal does not.
+        let mut command = self.host.command("env");
+        at_home(&mut command, &self.home);
+        command.arg("--default-signal=INT").arg(PEERCTL).args(args);
+        Process::start(&format!("peerctl {} on {}", args.join(" "), self.name), &mut command, &log)
     }
 
     /// `peerctl get --quiet WHAT`, done within `limit`.
