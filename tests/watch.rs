@@ -185,3 +185,22 @@ fn an_idle_peer_reads_no_directory() {
     strace.terminate();
     strace.wait(secs(10));
 }
+
+#[test]
+fn a_folder_that_changed_behind_our_back_is_not_served() {
+    let _turn = gate::heavy();
+    let mut scene = scene();
+    let shared = scene.folder.path().join("a set");
+    fs::create_dir(&shared).expect("a folder");
+    make(&shared.join("one.bin"), 1, MIB);
+    make(&shared.join("two.bin"), 2, MIB);
+    scene.sharer.ctl(&[Path::new("share"), &shared]).expect_success();
+    scene.sharer.restart();
+    // The same length: only the time of change tells.
+    make(&shared.join("two.bin"), 3, MIB);
+    scene.fetcher.ctl(&["get", "--detach", "a set"]).expect_success();
+    let row = scene.sharer.wait_state("a set", "error", secs(30));
+    assert!(row["error"].as_str().is_some_and(|error| error.contains("is not what it was")), "{row}");
+    let row = scene.fetcher.row("a set").expect("a row");
+    assert!(row["have_bytes"].as_u64().is_some_and(|have| have <= MIB), "{row}");
+}

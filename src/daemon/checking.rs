@@ -129,7 +129,7 @@ async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Re
     core.deactivate(torrent, true).await;
     let complete = torrent.with_status(|status| status.complete);
     if complete {
-        core.note_stat(torrent).await;
+        core.note_stats(torrent).await;
     } else if !torrent.is_removed() {
         let mut batch = Batch::new();
         chunks::put_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), found.as_bytes());

@@ -366,16 +366,25 @@ impl Core {
                 Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
             }
             Origin::InPlace { .. } | Origin::Download { .. } if status.complete => {
-                // The stat of a single file is kept with the torrent; folders are not watched for changes yet.
-                let recorded = status.stat.filter(|_| files.len() == 1);
-                let recorded = recorded.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
-                Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
+                let recorded = self.load_file_stats(meta, files.len())?;
+                Ok(Storage::in_place(root, files, recorded, cache))
             }
             Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
             Origin::Download { .. } => {
                 let (part, whole) = part_and_whole(meta)?;
                 Ok(Storage::recover(root, files, part, whole, cache)?)
             }
+        }
+    }
+
+    /// What the files looked like when their content was last known to be right; empty if that is not known.
+    fn load_file_stats(&self, meta: &Metainfo, files: usize) -> Result<Vec<FileStat>, StoreError> {
+        let len = records::file_stats_len(files);
+        match chunks::get_chunks(&*self.store, records::FILE_STATS, meta.info_hash().as_bytes(), len) {
+            Ok(kept) => Ok(records::decode_file_stats(&kept.unwrap_or_default())),
+            Err(ChunkError::Store(error)) => Err(error),
+            // Damaged, or of another number of files: then changes are seen by the hash alone, as if never recorded.
+            Err(_) => Ok(Vec::new()),
         }
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::announcing::What as Announce;
 use super::checking::Asked;
-use super::core::{Core, part_and_whole};
+use super::core::{ActivateError, Core, part_and_whole};
 use super::deleting;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
@@ -13,7 +13,7 @@ use super::records::{self, OriginRecord, SettingRecord, TorrentRecord};
 use super::torrent::{Active, Origin, Phase, Status, Summary, Torrent};
 use crate::db::record::{decode_record, encode_record};
 use crate::db::segments::SegmentError;
-use crate::db::{Batch, StoreError, chunks};
+use crate::db::{Batch, Store, StoreError, chunks};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::Layout;
 use crate::wire::metainfo::{Metainfo, MetainfoError};
@@ -190,7 +190,7 @@ impl Core {
         match finished
             .unwrap_or_else(|error| Err(FinishError::Storage(StorageError::Root(std::io::Error::other(error)))))
         {
-            Ok(_) => self.note_stat(torrent).await,
+            Ok(_) => self.note_stats(torrent).await,
             Err(FinishError::Clash(_)) => {
                 let folder = self.data_path(torrent);
                 self.fail(torrent, format!("{} is taken meanwhile by something that peerd did not make: move it away and type peerctl resume {}", folder.display(), torrent.key()));
@@ -221,16 +221,19 @@ impl Core {
         torrent.touch();
     }
 
-    /// Notes what a single file looks like now that its content is known to be right: it is served as long as it does.
-    pub async fn note_stat(&self, torrent: &Torrent) {
-        if torrent.summary.multi_file {
-            return;
-        }
-        let (folder, own) = (self.folder_of(&torrent.with_status(|s| s.origin.clone())), torrent.summary.name.clone());
-        let files = self.files.clone();
-        let stat = tokio::task::spawn_blocking(move || files.open_root(&folder)?.stat(&RelPath::from(own))).await;
-        if let Ok(Ok(stat)) = stat {
-            torrent.update(|status| status.stat = Some(stat.into()));
+    /// Notes what the files look like now that their content is known to be right: they are served as long as they do.
+    pub async fn note_stats(self: &Arc<Self>, torrent: &Arc<Torrent>) {
+        let (core, of) = (self.clone(), torrent.clone());
+        let noted = tokio::task::spawn_blocking(move || {
+            let meta = Metainfo::parse(&core.segments.read(of.summary.position)?)?;
+            let stats = core.open_storage(&meta, &of.status())?.stats()?;
+            let mut batch = Batch::new();
+            let bytes = records::encode_file_stats(&stats);
+            chunks::put_chunks(&mut batch, records::FILE_STATS, of.key().as_bytes(), &bytes);
+            Ok::<_, ActivateError>(core.store.commit(batch)?)
+        });
+        if let Ok(Err(error)) = noted.await {
+            tracing::warn!(torrent = %torrent.summary.name, %error, "what its files look like could not be noted");
         }
     }
 
@@ -299,14 +302,14 @@ impl Core {
             self.publisher.withdraw(torrent.key());
         }
         self.deactivate(torrent, true).await;
-        let mut batch = forgetting(torrent);
+        let mut batch = forgetting(&*self.store, torrent)?;
         if torrent.with_status(|status| status.publish) {
             batch.put(records::WITHDRAWALS, torrent.key().as_bytes(), encode_record(&SettingRecord::default()));
         }
         self.submit(batch).await?;
         self.forget(torrent.key());
         // Once more: a check or a commit may have written it back in between.
-        self.submit(forgetting(torrent)).await?;
+        self.submit(forgetting(&*self.store, torrent)?).await?;
         torrent.touch();
         // What is unfinished is of use to nobody; what is whole goes only if that was said.
         let unfinished = torrent.with_status(|s| !s.complete && matches!(s.origin, Origin::Download { .. }));
@@ -351,7 +354,7 @@ impl Core {
             status.publish = true;
             status.withdrawn = false;
         });
-        self.note_stat(&torrent).await;
+        self.note_stats(&torrent).await;
         self.save(&torrent).await?;
         self.publisher.publish(torrent.key());
         self.announcer.tell(torrent.key(), Announce::Started);
@@ -402,12 +405,20 @@ enum Found {
 }
 
 /// Takes every record of the torrent out of the store.
-fn forgetting(torrent: &Torrent) -> Batch {
+///
+/// # Errors
+/// When the store cannot be read.
+fn forgetting(store: &dyn Store, torrent: &Torrent) -> Result<Batch, StoreError> {
+    let key = torrent.key();
     let mut batch = Batch::new();
-    batch.delete(records::TORRENTS, torrent.key().as_bytes());
-    let bitfield_bytes = torrent.summary.layout.piece_count().div_ceil(8) as usize;
-    chunks::delete_chunks(&mut batch, records::BITFIELDS, torrent.key().as_bytes(), bitfield_bytes);
-    batch
+    batch.delete(records::TORRENTS, key.as_bytes());
+    for table in [records::BITFIELDS, records::FILE_STATS] {
+        store.for_each(table, key.as_bytes(), &mut |chunk, _| {
+            batch.delete(table, chunk);
+            std::ops::ControlFlow::Continue(())
+        })?;
+    }
+    Ok(batch)
 }
 
 /// Adds the torrent's record to a batch.

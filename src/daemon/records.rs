@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::disk::fs::FileStat;
 use crate::db::Table;
 use crate::db::record::Record;
 use crate::db::segments::Position;
@@ -11,6 +12,9 @@ use crate::db::segments::Position;
 pub const TORRENTS: Table = Table::new("torrents");
 /// Key: the info-hash's bytes. Value: the bitfield of what has been committed, in chunks.
 pub const BITFIELDS: Table = Table::new("bitfields");
+/// Key: the info-hash's bytes. Value: what each file looked like when its content was last known to be right, in chunks:
+/// bytes (u64, big-endian) and time of change (i64, nanoseconds since 1970) of one file after the other.
+pub const FILE_STATS: Table = Table::new("file_stats");
 /// Key: a path below upload/. Value: [`ShareRecord`].
 pub const SHARES: Table = Table::new("shares");
 /// Key: a path below upload/. Value: [`StatRecord`] of the content that is not to be shared.
@@ -116,4 +120,41 @@ pub struct SettingRecord(pub String);
 
 impl Record for SettingRecord {
     const VERSION: u8 = 1;
+}
+
+/// Bytes of one file in [`FILE_STATS`].
+const FILE_STAT_BYTES: usize = 16;
+
+/// How long the value of [`FILE_STATS`] is for so many files.
+pub const fn file_stats_len(files: usize) -> usize {
+    files * FILE_STAT_BYTES
+}
+
+/// The value of [`FILE_STATS`].
+pub fn encode_file_stats(stats: &[FileStat]) -> Vec<u8> {
+    stats.iter().flat_map(|stat| [stat.len.to_be_bytes(), stat.modified_ns.to_be_bytes()]).flatten().collect()
+}
+
+/// Reads what [`encode_file_stats`] wrote.
+pub fn decode_file_stats(bytes: &[u8]) -> Vec<FileStat> {
+    let half = |bytes: &[u8], at: usize| bytes.get(at..at + 8).and_then(|half| half.try_into().ok()).unwrap_or([0; 8]);
+    let stat = |bytes: &[u8]| FileStat {
+        len: u64::from_be_bytes(half(bytes, 0)),
+        modified_ns: i64::from_be_bytes(half(bytes, 8)),
+    };
+    bytes.chunks_exact(FILE_STAT_BYTES).map(stat).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn file_stats_round_trip() {
+        let stats = [FileStat { len: 0, modified_ns: 0 }, FileStat { len: 5 << 30, modified_ns: -7 }];
+        let bytes = encode_file_stats(&stats);
+        assert_eq!(bytes.len(), file_stats_len(2));
+        assert_eq!(bytes[16..24], [0, 0, 0, 1, 0x40, 0, 0, 0]);
+        assert_eq!(decode_file_stats(&bytes), stats);
+    }
 }

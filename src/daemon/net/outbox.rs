@@ -162,8 +162,9 @@ fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes:
     let unchanged = |block: &Block| {
         active.storage.unchanged(layout.piece_start(block.piece()) + u64::from(block.begin()), u64::from(block.len()))
     };
-    // A file that is not what was hashed is not served: one look covers a run of blocks.
-    if !blocks.first().is_none_or(unchanged) {
+    // A file that is not what was hashed is not served: one look covers a run of blocks of one file.
+    let looked_at = if active.meta.is_multi_file() { blocks.len() } else { blocks.len().min(1) };
+    if !blocks.iter().take(looked_at).all(unchanged) {
         return BatchRead::Failed(blocks);
     }
     let mut at = 0;
