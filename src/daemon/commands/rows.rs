@@ -54,6 +54,9 @@ pub(super) fn origin_of(origin: &Origin) -> control::Origin {
 fn error_of(status: &Status) -> Option<String> {
     match &status.phase {
         Phase::Error(message) => Some(message.clone()),
+        Phase::Missing if matches!(status.origin, Origin::Upload { .. }) => {
+            Some("its file in upload/ is being changed; it is shared again once it has stopped changing".to_owned())
+        }
         Phase::Missing => Some("the data is not where it was; put it back and type peerctl resume".to_owned()),
         _ => None,
     }
