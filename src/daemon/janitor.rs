@@ -32,6 +32,10 @@ pub async fn run(core: Arc<Core>) {
                 idle.remove(&torrent.key());
             }
         }
+        if live.is_empty() {
+            // Nothing is being fetched: the blocks' memory goes back.
+            core.pool.trim();
+        }
         tokio::time::sleep(if live.is_empty() { IDLE_TICK } else { TICK }).await;
     }
 }

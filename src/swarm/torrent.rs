@@ -106,10 +106,6 @@ impl Swarm {
         self.picker.rarity.availability(piece)
     }
 
-    pub fn session_count(&self) -> usize {
-        self.sessions.len()
-    }
-
     pub fn report(&self, now: Time, id: SessionId) -> Option<SessionReport> {
         self.sessions.get(&id).map(|session| session.report(now))
     }
@@ -164,14 +160,6 @@ impl Swarm {
         session.down.set_limits(reqq, max_block_bytes);
         session.upload_only = upload_only;
         self.part_if_both_seed(id);
-    }
-
-    /// The peer has proved who it is: from here on that identity earns.
-    pub fn set_identity(&mut self, id: SessionId, identity: Identity) {
-        if let Some(session) = self.sessions.get_mut(&id) {
-            session.info.identity = identity;
-            self.request_review();
-        }
     }
 
     /// Queues a message of the shell's own making (extension protocol, keep-alive).

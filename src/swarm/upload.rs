@@ -21,11 +21,6 @@ impl Swarm {
         Some(block)
     }
 
-    /// Whether [`Swarm::next_upload`] would give a block.
-    pub fn has_upload(&self, id: SessionId) -> bool {
-        self.sessions.get(&id).is_some_and(|session| !session.up.queue.is_empty())
-    }
-
     /// The block's payload went into the socket.
     pub fn upload_done(&mut self, now: Time, id: SessionId, block: Block) {
         let Some(session) = self.sessions.get_mut(&id) else { return };

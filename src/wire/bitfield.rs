@@ -96,11 +96,6 @@ impl Bitfield {
         }
     }
 
-    /// Whether `other` has a piece that this set lacks.
-    pub fn lacks_any_of(&self, other: &Bitfield) -> bool {
-        self.bytes.iter().zip(&other.bytes).any(|(mine, theirs)| theirs & !mine != 0)
-    }
-
     pub fn iter_set(&self, layout: Layout) -> impl Iterator<Item = PieceIndex> + '_ {
         layout.pieces().filter(|&piece| self.get(piece))
     }
