@@ -303,10 +303,15 @@ impl<S: PeerStream> Session<S> {
                     sent_bytes += u64::from(block.len());
                     inner.swarm.upload_done(now, self.handle.id, block);
                 }
+                let rate = inner.swarm.report(now, self.handle.id).map_or(0, |report| report.send_bytes_per_s);
+                let bound = self.outbox.pace(rate);
                 self.outbox.fill(&mut inner.swarm, now, self.handle.id);
                 drop(inner);
                 if sent_bytes > 0 {
                     self.torrent.count_sent(&self.core, self.handle.identity, sent_bytes);
+                }
+                if let Some(bytes) = bound {
+                    self.stream.bound_unsent(bytes);
                 }
                 self.outbox.start_reading(&self.torrent, &self.active);
                 if !self.outbox.has_bytes() {
