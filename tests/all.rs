@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod interop;
+mod limits;
 mod resume;
 mod story;
 mod support;
