@@ -68,7 +68,8 @@ struct Known {
 /// The address book of one torrent.
 pub struct KnownPeers {
     own: BTreeSet<SocketAddr>,
-    max_sessions: usize,
+    /// While so many are active nobody is dialled.
+    max_dialled: usize,
     peers: BTreeMap<SocketAddr, Known>,
     /// Waiting addresses by the time they are due; the lot makes their order random where times are equal.
     queue: BTreeSet<(Time, u32, SocketAddr)>,
@@ -78,11 +79,13 @@ pub struct KnownPeers {
 }
 
 impl KnownPeers {
-    /// `max_sessions` counts dialled and connected ones together.
+    /// `max_sessions` counts dialled and connected ones together. We dial until half of the places are taken; the rest
+    /// is left to those who dial us. Else the first of a crowd take up each other's places, and who comes a moment later
+    /// finds every door shut.
     pub fn new(max_sessions: usize, seed: u64) -> KnownPeers {
         KnownPeers {
             own: BTreeSet::new(),
-            max_sessions,
+            max_dialled: max_sessions.div_ceil(2),
             peers: BTreeMap::new(),
             queue: BTreeSet::new(),
             active: 0,
@@ -113,7 +116,7 @@ impl KnownPeers {
     /// The next address to dial, now counted as being dialled; `None` while nothing is due or enough are connected.
     pub fn next_dial(&mut self, now: Time) -> Option<SocketAddr> {
         let &(due, _, addr) = self.queue.first()?;
-        if due > now || self.active >= self.max_sessions {
+        if due > now || self.active >= self.max_dialled {
             return None;
         }
         self.enter(addr, State::Dialling);
@@ -123,7 +126,7 @@ impl KnownPeers {
     /// When [`KnownPeers::next_dial`] may next have something to say.
     pub fn next_timeout(&self) -> Option<Time> {
         let (due, _, _) = self.queue.first()?;
-        (self.active < self.max_sessions).then_some(*due)
+        (self.active < self.max_dialled).then_some(*due)
     }
 
     /// A session with the peer that listens at `addr` is up, whoever dialled. Returns false if there is one already:
@@ -277,8 +280,8 @@ mod tests {
     }
 
     #[test]
-    fn one_session_per_peer_and_no_more_than_allowed() {
-        let mut known = KnownPeers::new(2, 1);
+    fn one_session_per_peer_and_half_of_the_places_are_left_to_those_who_dial_us() {
+        let mut known = KnownPeers::new(4, 1);
         known.add((1..=5).map(addr), Source::Tracker, s(0));
         let first = known.next_dial(s(0)).unwrap();
         // It dialled us at the same time: the session that is up first stays.
