@@ -18,6 +18,7 @@ pub mod picker;
 pub mod rarity;
 pub mod rate;
 mod session;
+mod superseed;
 #[cfg(test)]
 mod testnet;
 mod torrent;
