@@ -59,12 +59,9 @@ pub fn check(input: &[u8], search: impl Fn(&SearchQuery) -> Result<Found, TooMan
     assert_eq!(SearchQuery::from_query_string(&again).expect("what was written is read"), query);
 
     LazyLock::force(&INDEX);
-    match bounded_by(input, SEARCH_BYTES, || search(&query)) {
-        Ok(found) => {
-            let shown = found.total.saturating_sub(u64::from(query.offset)).min(u64::from(query.limit));
-            assert_eq!(found.hits.len() as u64, shown);
-            assert!(found.total <= NAMES.len() as u64);
-        }
-        Err(TooManyWords) => {}
+    if let Ok(found) = bounded_by(input, SEARCH_BYTES, || search(&query)) {
+        let shown = found.total.saturating_sub(u64::from(query.offset)).min(u64::from(query.limit));
+        assert_eq!(found.hits.len() as u64, shown);
+        assert!(found.total <= NAMES.len() as u64);
     }
 }
