@@ -1,5 +1,7 @@
 //! The fuzzer's programs, all of this one source: each runs the target that it is named after.
 
+#![no_main]
+
 #[path = "../tests/fuzz/targets/mod.rs"]
 mod targets;
 
