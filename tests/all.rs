@@ -1,6 +1,7 @@
 //! Every integration test, one binary.
 
 mod bad_input;
+mod fuzz;
 mod interop;
 mod limits;
 mod resume;
