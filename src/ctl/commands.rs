@@ -8,7 +8,8 @@ use super::json;
 use super::progress::{Lines, Reporter};
 use super::text;
 use super::what::{Scope, classify};
-use crate::wire::control::{Answer, Candidate, Changed, Failure, Get, Remove, Request, Search, Share, What};
+use crate::wire::control::{Answer, Candidate, Changed, Failure, Get, Remove, Request, Search, SetLimits, Share, What};
+use crate::wire::rate::Rate;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -45,6 +46,7 @@ impl<'a> Session<'a> {
             Command::Verify { what } => self.verify(&what),
             Command::Remove { data, yes, what } => self.remove(&what, data, yes),
             Command::Share { public, path } => self.share(&path, public),
+            Command::Limit { up, down } => self.limit(up, down),
             Command::Leave => self.leave(),
         }
     }
@@ -207,6 +209,17 @@ impl<'a> Session<'a> {
         Ok(text::shared(self.out, &shared)?)
     }
 
+    fn limit(&mut self, up: Option<Rate>, down: Option<Rate>) -> Result<(), CtlError> {
+        let set =
+            SetLimits { up_bytes_per_s: up.map(Rate::bytes_per_s), down_bytes_per_s: down.map(Rate::bytes_per_s) };
+        let answers = self.daemon.ask(&Request::Limit(set))?;
+        let Answer::Limits(limits) = self.last(answers)? else { return Err(CtlError::Unexpected) };
+        if self.json {
+            return Ok(json::document(self.out, &limits)?);
+        }
+        Ok(text::limits(self.out, &limits)?)
+    }
+
     fn leave(&mut self) -> Result<(), CtlError> {
         let answers = self.daemon.ask(&Request::Leave)?;
         let Answer::Left(left) = self.last(answers)? else { return Err(CtlError::Unexpected) };
@@ -367,6 +380,11 @@ mod tests {
                 &["share", "--public", "/"],
                 Answer::Shared(samples::shared()),
                 Request::Share(Share { path: "/".into(), public: true }),
+            ),
+            (
+                &["limit", "--up", "2M"],
+                Answer::Limits(samples::limits()),
+                Request::Limit(SetLimits { up_bytes_per_s: Some(2 << 20), down_bytes_per_s: None }),
             ),
             (&["leave"], Answer::Left(samples::left()), Request::Leave),
         ];

@@ -19,6 +19,7 @@ use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
 use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
 use super::ledger::Ledger;
+use super::limits::Limits;
 use super::options::Options;
 use super::publishing::Publisher;
 use super::records;
@@ -68,6 +69,7 @@ pub struct Core {
     pub session_permits: Arc<Semaphore>,
     pub commits: CommitQueue,
     pub ledger: Ledger,
+    pub limits: Limits,
     pub announcer: Announcer,
     pub publisher: Publisher,
     pub shares: Shares,
@@ -161,6 +163,12 @@ impl Core {
             warnings: Mutex::default(),
             announcer: Announcer::new(parts.tracker, parts.embedded),
             publisher: Publisher::default(),
+            limits: Limits::new(
+                parts.clock.now(),
+                parts.options.limit_up,
+                parts.options.limit_down,
+                parts.options.lan_exempt,
+            ),
             options: parts.options,
             clock: parts.clock,
             store: parts.store,

@@ -4,6 +4,7 @@
 //! - [`Swarm`]: one torrent's swarm from our seat. Sessions, what to ask of whom, what to serve, whom to tell.
 //! - [`choker`]: who may be served, over all sessions of all torrents.
 //! - [`dial`]: whom to connect to.
+//! - [`limiter`]: how a limited rate is shared out.
 //! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
 
 use std::net::IpAddr;
@@ -12,10 +13,12 @@ pub mod choker;
 pub mod dial;
 mod download;
 mod fault;
+pub mod limiter;
 pub mod picker;
 pub mod rarity;
 pub mod rate;
 mod session;
+mod superseed;
 #[cfg(test)]
 mod testnet;
 mod torrent;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::bencode::{self, BencodeError, DictEncoder, Encoder, Limits, Value};
+use super::name::text_within;
 
 /// Other clients send 100 to 500 bytes; a handshake may be repeated at will, so each must be cheap.
 pub const MAX_HANDSHAKE_BYTES: usize = 16 * 1024;
@@ -80,7 +81,7 @@ impl ExtensionHandshake {
         let [m, max_block, p, reqq, upload_only, v, yourip] =
             dict.get_many([b"m", b"max_block", b"p", b"reqq", b"upload_only", b"v", b"yourip"]);
         Ok(ExtensionHandshake {
-            client: v.and_then(Value::as_bytes).map(client_text),
+            client: v.and_then(Value::as_bytes).map(|name| text_within(name, MAX_CLIENT_BYTES)),
             port: int(p).filter(|&port| port != 0),
             reqq: int(reqq),
             yourip: yourip.and_then(Value::as_bytes).and_then(address),
@@ -98,10 +99,6 @@ fn decode_messages(m: Value<'_>) -> BTreeMap<String, u8> {
         Some((name.to_owned(), int(Some(id))?))
     });
     known.take(MAX_MESSAGES).collect()
-}
-
-fn client_text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..MAX_CLIENT_BYTES).unwrap_or(bytes)).into_owned()
 }
 
 fn int<T: TryFrom<i64>>(value: Option<Value<'_>>) -> Option<T> {

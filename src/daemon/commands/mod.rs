@@ -41,6 +41,7 @@ impl Engine for Commands {
             Request::Verify(what) => self.verify(what, reply).await,
             Request::Remove(remove) => self.remove(remove).await,
             Request::Share(share) => self.share(share, reply).await,
+            Request::Limit(set) => Ok(self.limit(&set)),
             Request::Leave => self.leave().await,
         }
     }

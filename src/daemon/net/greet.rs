@@ -162,7 +162,8 @@ fn admit(
         let info = SessionInfo { identity: handle.identity, fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
         if extended {
-            let payload = introduction(core, &torrent, addr);
+            let seeding = inner.swarm.is_complete() && inner.swarm.is_open_to(handle.id);
+            let payload = introduction(core, seeding, addr);
             inner.swarm.queue_message(handle.id, &Message::Extended { id: 0, payload });
         }
     }
@@ -175,9 +176,9 @@ fn replaces(ours: PeerId, theirs: PeerId, old_is_outgoing: bool, new_is_outgoing
     old_is_outgoing != new_is_outgoing && new_is_outgoing == (ours.0 > theirs.0)
 }
 
-/// What we say of ourselves (BEP 10): `max_block` is ours, an ordinary client ignores it.
-fn introduction(core: &Core, torrent: &Torrent, peer: SocketAddr) -> Vec<u8> {
-    let seeding = torrent.with_status(|status| status.complete);
+/// What we say of ourselves (BEP 10): `max_block` is ours, an ordinary client ignores it. `seeding` only where the peer
+/// is told of all we have: clients close on one that will only upload and seems to have nothing.
+fn introduction(core: &Core, seeding: bool, peer: SocketAddr) -> Vec<u8> {
     ExtensionHandshake {
         client: Some(concat!("peerd ", env!("CARGO_PKG_VERSION")).to_owned()),
         reqq: Some(REQUESTS_SERVED),

@@ -1,8 +1,9 @@
 //! The kinds of frames: one list for requests, one for answers.
 
 use super::{
-    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, PeerRow, Progress, Remove, Removed, Search,
-    SearchHit, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported, Verified, What,
+    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, Limits, PeerRow, Progress, Remove, Removed,
+    Search, SearchHit, SetLimits, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported, Verified,
+    What,
 };
 
 /// Makes an enum whose variants know their kind's number and payload. Numbers are never used again for another payload.
@@ -80,6 +81,8 @@ kinds! {
         Verify(What) = 0x000A,
         Remove(Remove) = 0x000B,
         Share(Share) = 0x000C,
+        /// [`Answer::Limits`]
+        Limit(SetLimits) = 0x000E,
     }
 }
 
@@ -117,6 +120,7 @@ kinds! {
         Removed(Removed) = 0x0115,
         Shared(Shared) = 0x0116,
         Left(Left) = 0x0117,
+        Limits(Limits) = 0x0118,
     }
 }
 
@@ -197,7 +201,7 @@ mod tests {
             decoder.push(&encode_request(1, &request).unwrap());
             assert_eq!(decoder.next_request().unwrap().unwrap().request, Ok(request));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0D).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0E).collect::<Vec<_>>());
 
         let mut kinds = BTreeSet::new();
         let mut decoder = AnswerDecoder::default();

@@ -29,6 +29,7 @@ pub fn requests() -> Vec<Request> {
         Request::Remove(Remove { what: words(), data: true, yes: false }),
         Request::Share(Share { path: "/a".into(), public: true }),
         Request::Leave,
+        Request::Limit(SetLimits { up_bytes_per_s: Some(2 << 20), down_bytes_per_s: None }),
     ]
 }
 
@@ -243,6 +244,10 @@ pub fn shared() -> Shared {
     }
 }
 
+pub fn limits() -> Limits {
+    Limits { up_bytes_per_s: 2_097_152, down_bytes_per_s: 0, lan_exempt: true }
+}
+
 pub fn left() -> Left {
     Left {
         torrents: 12,
@@ -276,5 +281,6 @@ pub fn answers() -> Vec<Answer> {
         Answer::Removed(removed()),
         Answer::Shared(shared()),
         Answer::Left(left()),
+        Answer::Limits(limits()),
     ]
 }
