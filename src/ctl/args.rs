@@ -36,6 +36,9 @@ pub enum Command {
         /// Return at once; the daemon goes on
         #[arg(long)]
         detach: bool,
+        /// Fetch in file order, to look at it meanwhile; others find its pieces less useful
+        #[arg(long)]
+        sequential: bool,
     },
     /// What this peer shares, fetches and has
     List,

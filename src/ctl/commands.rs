@@ -34,7 +34,10 @@ impl<'a> Session<'a> {
 
     pub(super) fn run(&mut self, command: Command) -> Result<(), CtlError> {
         match command {
-            Command::Get { what, to, quiet, detach } => self.get(&what, to, quiet, detach),
+            Command::Get { what, to, quiet, detach, sequential } => {
+                let kind = if sequential { Request::GetInOrder } else { Request::Get };
+                self.get(kind, &what, to, quiet, detach)
+            }
             Command::List => self.list(),
             Command::Search { words } => self.search(words.join(" ")),
             Command::Show { what } => self.show(&what),
@@ -51,10 +54,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn get(&mut self, what: &str, to: Option<PathBuf>, quiet: bool, detach: bool) -> Result<(), CtlError> {
+    fn get(
+        &mut self,
+        kind: impl Fn(Get) -> Request,
+        what: &str,
+        to: Option<PathBuf>,
+        quiet: bool,
+        detach: bool,
+    ) -> Result<(), CtlError> {
         let what = classify(what, Scope::Network)?;
         let to = to.as_deref().map(absolute).transpose()?;
-        let get = |what| Request::Get(Get { what, to: to.clone().map(Into::into), detach });
+        let get = |what| kind(Get { what, to: to.clone().map(Into::into), detach });
         let mut answers = self.ask_about(what, get)?;
         let mut reporter = if quiet { Reporter::Quiet } else { self.reporter() };
         let mut finished = false;
@@ -339,6 +349,9 @@ mod tests {
         assert_eq!(heard, [Request::Get(Get { what, to: Some(to.into()), detach: false })]);
 
         assert_eq!(run(&["get", "x", "--quiet"], &answers).1, "");
+        let (_, _, heard) = run(&["get", "x", "--sequential"], &answers);
+        let what = What::Words("x".into());
+        assert_eq!(heard, [Request::GetInOrder(Get { what, to: None, detach: false })]);
         let (result, out, _) = run(&["get", "x", "--detach", "--json"], &answers[..1]);
         assert!(result.is_ok() && out.contains(r#""event":"started""#), "{out}");
         let (result, _, _) = run(&["get", "x"], &answers[..1]);

@@ -340,8 +340,12 @@ impl Core {
         } else {
             self.load_bitfield(torrent, &meta, &storage)?
         };
-        let config =
-            SwarmConfig { max_block_bytes: MAX_BLOCK_BYTES, window_max_bytes: WINDOW_MAX_BYTES, sequential: false };
+        let config = SwarmConfig {
+            max_block_bytes: MAX_BLOCK_BYTES,
+            window_max_bytes: WINDOW_MAX_BYTES,
+            windows_total_bytes: DEFAULT_BUDGET_BYTES as u64,
+            sequential: torrent.is_in_order(),
+        };
         let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
         for own in &self.listening {
             book.add_own(*own);

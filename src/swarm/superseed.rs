@@ -300,7 +300,9 @@ impl Swarm {
         for session in self.sessions.values_mut() {
             match &mut session.veil {
                 Some(veil) if session.id == id => super_seed.copied_by(veil, piece, len),
-                Some(veil) => drop(veil.unpassed.remove(&piece)),
+                Some(veil) => {
+                    veil.unpassed.remove(&piece);
+                }
                 None => {}
             }
         }

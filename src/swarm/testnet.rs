@@ -416,6 +416,7 @@ impl Node {
         let config = SwarmConfig {
             max_block_bytes: setup.max_block_bytes,
             window_max_bytes: 8 << 20,
+            windows_total_bytes: 64 << 20,
             sequential: setup.sequential,
         };
         let pieces = layout.piece_count();

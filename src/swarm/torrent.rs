@@ -35,6 +35,8 @@ pub struct SwarmConfig {
     pub max_block_bytes: u32,
     /// The most to ask of one peer at a time.
     pub window_max_bytes: u32,
+    /// The most to ask of all peers together, shared in proportion to what each peer's rate calls for.
+    pub windows_total_bytes: u64,
     /// In file order instead of rarest first.
     pub sequential: bool,
 }
@@ -100,6 +102,11 @@ impl Swarm {
 
     pub fn is_complete(&self) -> bool {
         self.picker.have().is_full()
+    }
+
+    /// From now on pieces are begun in file order instead of rarest first.
+    pub fn fetch_in_order(&mut self) {
+        self.picker.pick_in_order();
     }
 
     /// Bytes of the pieces that are not verified: the `left` of an announce.
@@ -533,7 +540,12 @@ mod tests {
     /// Eight pieces of 64 KiB, with a session open.
     fn swarm(have: u8, fast: bool) -> Swarm {
         let layout = Layout::new(8 * 65_536, 65_536).unwrap();
-        let config = SwarmConfig { max_block_bytes: 128 << 10, window_max_bytes: 8 << 20, sequential: true };
+        let config = SwarmConfig {
+            max_block_bytes: 128 << 10,
+            window_max_bytes: 8 << 20,
+            windows_total_bytes: 64 << 20,
+            sequential: true,
+        };
         let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[have], 8).unwrap(), 1);
         swarm.open(NOW, ID, SessionInfo { identity: Identity::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), fast });
         swarm
@@ -818,6 +830,27 @@ mod tests {
         swarm.check();
         assert!(!swarm.report(later, ID).unwrap().snubbed);
         assert_eq!(swarm.report(later, OTHER).unwrap().outstanding, 3, "one was cancelled");
+    }
+
+    #[test]
+    fn the_windows_of_all_peers_share_what_may_be_under_way() {
+        let layout = Layout::new(64 * 65_536, 65_536).unwrap();
+        let config = SwarmConfig {
+            max_block_bytes: 16 << 10,
+            window_max_bytes: 8 << 20,
+            windows_total_bytes: 8 * 16_384,
+            sequential: false,
+        };
+        let mut swarm = Swarm::new(config, layout, Bitfield::empty(64), 1);
+        for id in (1..=4).map(SessionId) {
+            swarm.open(NOW, id, SessionInfo { identity: Identity::Key([id.0 as u8; 32]), fast: true });
+            swarm.receive(NOW, id, Message::HaveAll).unwrap();
+            swarm.receive(NOW, id, Message::Unchoke).unwrap();
+        }
+        for id in (1..=4).map(SessionId) {
+            swarm.drain_sends(NOW, id, &mut Vec::new(), 1 << 20);
+            assert_eq!(swarm.report(NOW, id).unwrap().outstanding, 2, "of a first window of four blocks");
+        }
     }
 
     #[test]

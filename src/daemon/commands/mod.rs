@@ -29,7 +29,8 @@ impl Commands {
 impl Engine for Commands {
     async fn handle(&self, request: Request, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         match request {
-            Request::Get(get) => self.get(get, reply).await,
+            Request::Get(get) => self.get(get, false, reply).await,
+            Request::GetInOrder(get) => self.get(get, true, reply).await,
             Request::List => self.list(reply).await,
             Request::Search(search) => self.search(search, reply).await,
             Request::Show(what) => self.show(what, reply).await,

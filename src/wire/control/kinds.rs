@@ -81,8 +81,10 @@ kinds! {
         Verify(What) = 0x000A,
         Remove(Remove) = 0x000B,
         Share(Share) = 0x000C,
+        /// As [`Request::Get`], its pieces in file order instead of rarest first.
+        GetInOrder(Get) = 0x000E,
         /// [`Answer::Limits`]
-        Limit(SetLimits) = 0x000E,
+        Limit(SetLimits) = 0x000F,
     }
 }
 
@@ -128,7 +130,9 @@ impl Request {
     /// The torrent it speaks of.
     pub fn what(&self) -> Option<&What> {
         match self {
-            Request::Get(Get { what, .. }) | Request::Remove(Remove { what, .. }) => Some(what),
+            Request::Get(Get { what, .. })
+            | Request::GetInOrder(Get { what, .. })
+            | Request::Remove(Remove { what, .. }) => Some(what),
             Request::Show(what) | Request::Pause(what) | Request::Resume(what) | Request::Verify(what) => Some(what),
             Request::Peers(what) => what.as_ref(),
             _ => None,
@@ -137,7 +141,9 @@ impl Request {
 
     pub(super) fn what_mut(&mut self) -> Option<&mut What> {
         match self {
-            Request::Get(Get { what, .. }) | Request::Remove(Remove { what, .. }) => Some(what),
+            Request::Get(Get { what, .. })
+            | Request::GetInOrder(Get { what, .. })
+            | Request::Remove(Remove { what, .. }) => Some(what),
             Request::Show(what) | Request::Pause(what) | Request::Resume(what) | Request::Verify(what) => Some(what),
             Request::Peers(what) => what.as_mut(),
             _ => None,
@@ -201,7 +207,7 @@ mod tests {
             decoder.push(&encode_request(1, &request).unwrap());
             assert_eq!(decoder.next_request().unwrap().unwrap().request, Ok(request));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0E).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0F).collect::<Vec<_>>());
 
         let mut kinds = BTreeSet::new();
         let mut decoder = AnswerDecoder::default();
@@ -211,7 +217,7 @@ mod tests {
             let got = decoder.next_answer().unwrap().unwrap();
             assert_eq!((got.answer, got.last), (Some(answer), true));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0117).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0118).collect::<Vec<_>>());
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub fn requests() -> Vec<Request> {
         Request::Remove(Remove { what: words(), data: true, yes: false }),
         Request::Share(Share { path: "/a".into(), public: true }),
         Request::Leave,
+        Request::GetInOrder(Get { what: words(), to: None, detach: false }),
         Request::Limit(SetLimits { up_bytes_per_s: Some(2 << 20), down_bytes_per_s: None }),
     ]
 }
