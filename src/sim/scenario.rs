@@ -99,7 +99,12 @@ impl Scenario {
             peers,
             links: Links { delay: Duration::from_millis(15)..Duration::from_millis(25), socket_bytes: 16 * 1024 },
             neighbours: 50,
-            config: SwarmConfig { max_block_bytes: BLOCK_BYTES, window_max_bytes: 8 << 20, sequential: false },
+            config: SwarmConfig {
+                max_block_bytes: BLOCK_BYTES,
+                window_max_bytes: 8 << 20,
+                windows_total_bytes: 32 << 20,
+                sequential: false,
+            },
             threads: 1,
             limit: Duration::from_secs(24 * 3600),
         }
