@@ -467,10 +467,11 @@ impl Swarm {
         in_time.max(AHEAD_PIECES * piece_bytes) << veil.doublings
     }
 
-    /// Nothing is fresh and this peer has nothing to do: what was promised to one that takes much longer, or is choked.
+    /// Nothing is fresh: what was promised to one that is choked or gives no sign of life; and if this peer has nothing
+    /// to do, to one that takes much longer.
     fn promised_elsewhere(&self, now: Time, id: SessionId) -> Option<PieceIndex> {
         let session = self.sessions.get(&id)?;
-        let veil = session.veil.as_ref().filter(|veil| veil.ahead_bytes == 0 && !session.we_choke)?;
+        let veil = session.veil.as_ref().filter(|_| !session.we_choke)?;
         let age = now.since(session.since).as_secs_f64().max(1.0);
         let rate = (session.up.sent_bytes as f64 / age).max(session.up.rate.bytes_per_s(now) as f64).max(1.0);
         let ours = f64::from(self.layout().piece_bytes()) / rate;
@@ -484,7 +485,8 @@ impl Swarm {
                 *known = (known.0.min(seconds), known.1.max(promise.sent_bytes));
             }
         }
-        let late = soonest.into_iter().filter(|(_, (seconds, _))| *seconds > RELIEF_GAIN * ours + RELIEF_GAIN_S);
+        let least = if veil.ahead_bytes == 0 { RELIEF_GAIN * ours + RELIEF_GAIN_S } else { f64::MAX };
+        let late = soonest.into_iter().filter(|(_, (seconds, _))| *seconds > least);
         late.max_by(|(_, a), (_, b)| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))).map(|(piece, _)| piece)
     }
 
@@ -502,5 +504,189 @@ impl Swarm {
         if self.super_seed.as_ref().is_some_and(|super_seed| super_seed.uncopied == 0) {
             self.lift_veils();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::{CloseReason, Effect, Identity, SessionInfo, SwarmConfig};
+    use crate::wire::framing::{Frame, Framer};
+    use crate::wire::layout::RawBlock;
+
+    const START: Time = Time::from_secs(100);
+    const PIECES: u32 = 64;
+    const PIECE_BYTES: u32 = 65_536;
+
+    fn at(ms: u64) -> Time {
+        START + Duration::from_millis(ms)
+    }
+
+    struct Seed(Swarm);
+
+    impl Seed {
+        fn new() -> Seed {
+            let layout = Layout::new(u64::from(PIECES * PIECE_BYTES), u64::from(PIECE_BYTES)).unwrap();
+            let config = SwarmConfig {
+                max_block_bytes: 128 << 10,
+                window_max_bytes: 8 << 20,
+                windows_total_bytes: 64 << 20,
+                sequential: false,
+            };
+            Seed(Swarm::new(config, layout, Bitfield::full(PIECES), 7))
+        }
+
+        fn joins(&mut self, now: Time, id: u32) {
+            let identity = Identity::Key([id as u8; 32]);
+            self.0.open(now, SessionId(id), SessionInfo { identity, fast: true });
+            assert_eq!(self.messages(now, id), [Message::HaveNone]);
+            self.hears(now, id, Message::HaveNone);
+        }
+
+        fn hears(&mut self, now: Time, id: u32, message: Message) {
+            self.0.receive(now, SessionId(id), message).unwrap();
+        }
+
+        fn messages(&mut self, now: Time, id: u32) -> Vec<Message> {
+            let mut out = Vec::new();
+            assert!(!self.0.drain_sends(now, SessionId(id), &mut out, 1 << 20));
+            let mut framer = Framer::new(PIECES / 8);
+            framer.push(&out);
+            let message = |frame| if let Frame::Message(message) = frame { message } else { panic!("{frame:?}") };
+            std::iter::from_fn(|| framer.next().unwrap()).map(message).collect()
+        }
+
+        /// The pieces that this peer is told of now.
+        fn tells(&mut self, now: Time, id: u32) -> Vec<u32> {
+            let piece = |message| if let Message::Have(piece) = message { Some(piece) } else { None };
+            self.messages(now, id).into_iter().filter_map(piece).collect()
+        }
+
+        /// The peer asks for all of the piece and gets it.
+        fn fetches(&mut self, now: Time, id: u32, piece: u32) {
+            for unit in 0..PIECE_BYTES / 16_384 {
+                self.hears(now, id, Message::Request(RawBlock { piece, begin: unit * 16_384, len: 16_384 }));
+                let block = self.0.next_upload(SessionId(id)).expect("what is asked for is served");
+                self.0.upload_done(now, SessionId(id), block);
+            }
+        }
+
+        /// Two peers that want something and may have it; returns what each was shown.
+        fn crowd(&mut self) -> [Vec<u32>; 2] {
+            [1, 2].into_iter().for_each(|id| self.joins(START, id));
+            [1, 2].map(|id| {
+                let mut shown = self.tells(START, id);
+                assert_eq!(shown.len(), 1, "one wakes its interest");
+                self.hears(START, id, Message::Interested);
+                self.0.set_choke(SessionId(id), false);
+                shown.extend(self.tells(START, id));
+                shown
+            })
+        }
+    }
+
+    #[test]
+    fn each_piece_is_shown_to_one_peer_and_a_pipe_never_runs_dry() {
+        let mut seed = Seed::new();
+        let mut shown = seed.crowd();
+        let mut seen: BTreeSet<u32> = shown.iter().flatten().copied().collect();
+        assert_eq!(seen.len(), 4, "two each: {shown:?}");
+        let mut turns = 0;
+        while seen.len() < PIECES as usize {
+            for id in [1, 2] {
+                let now = at(turns * 100);
+                let ours = &mut shown[id as usize - 1];
+                assert!(!ours.is_empty(), "nothing to go on with");
+                seed.fetches(now, id, ours.remove(0));
+                let more = seed.tells(now, id);
+                assert!(more.iter().all(|piece| seen.insert(*piece)), "shown twice: {more:?}");
+                ours.extend(more);
+            }
+            turns += 1;
+            assert!(turns < u64::from(PIECES));
+        }
+    }
+
+    #[test]
+    fn when_every_piece_is_copied_all_is_told_to_all() {
+        let mut seed = Seed::new();
+        let [first, _] = seed.crowd();
+        assert!(!seed.0.is_open_to(SessionId(1)));
+        for piece in 0..PIECES {
+            let id = 1 + piece % 2;
+            seed.hears(at(100), id, Message::Have(piece));
+        }
+        assert!(seed.0.is_open_to(SessionId(1)));
+        let told: BTreeSet<u32> = seed.tells(at(100), 1).into_iter().collect();
+        let lacks: BTreeSet<u32> = (0..PIECES).filter(|piece| piece % 2 == 1 && !first.contains(piece)).collect();
+        assert_eq!(told, lacks, "what it neither has nor was told of");
+        seed.0.open(at(200), SessionId(3), SessionInfo { identity: Identity::Key([3; 32]), fast: true });
+        assert_eq!(seed.messages(at(200), 3), [Message::HaveAll], "it is over until everybody has left");
+    }
+
+    #[test]
+    fn what_a_peer_leaves_or_does_not_fetch_goes_to_others() {
+        for leaves in [true, false] {
+            let mut seed = Seed::new();
+            let [first, second] = seed.crowd();
+            let mut seen: BTreeSet<u32> = second.iter().copied().collect();
+            let mut todo: Vec<u32> = second;
+            if leaves {
+                seed.0.close(SessionId(1));
+                seed.joins(START, 3);
+                seed.hears(START, 3, Message::Interested);
+            }
+            // The second takes what it gets, at some 2 MB/s.
+            for step in 1..200 {
+                let now = at(step * 33);
+                seed.0.handle_timeout(now);
+                if let Some(piece) = todo.pop() {
+                    seed.fetches(now, 2, piece);
+                    seed.hears(now, 2, Message::Have(piece));
+                }
+                let more = seed.tells(now, 2);
+                seen.extend(&more);
+                todo.extend(more);
+            }
+            assert!(first.iter().all(|piece| seen.contains(piece)), "leaves: {leaves}; {first:?} were lost");
+        }
+    }
+
+    #[test]
+    fn who_is_alone_is_told_everything_and_who_wants_nothing_too() {
+        for interested in [true, false] {
+            let mut seed = Seed::new();
+            seed.joins(START, 1);
+            let shown = seed.tells(START, 1).len();
+            assert_eq!(shown, (PIECES / ALONE_PART) as usize);
+            if interested {
+                seed.hears(START, 1, Message::Interested);
+            }
+            seed.0.handle_timeout(at(900));
+            assert_eq!(seed.tells(at(900), 1).len(), 0);
+            seed.0.handle_timeout(at(2_100));
+            assert_eq!(seed.tells(at(2_100), 1).len(), PIECES as usize - shown, "interested: {interested}");
+        }
+    }
+
+    #[test]
+    fn another_seed_is_told_everything_before_they_part() {
+        let mut seed = Seed::new();
+        seed.0.open(START, SessionId(1), SessionInfo { identity: Identity::Key([1; 32]), fast: true });
+        seed.hears(START, 1, Message::HaveAll);
+        assert!(!std::iter::from_fn(|| seed.0.poll_effect()).any(|effect| matches!(effect, Effect::Close(..))));
+        assert_eq!(seed.messages(START, 1), [Message::HaveNone]);
+        assert!(seed.0.both_seed(SessionId(1)));
+        let parts = Effect::Close(SessionId(1), CloseReason::BothSeeds);
+        assert!(std::iter::from_fn(|| seed.0.poll_effect()).any(|effect| effect == parts));
+    }
+
+    #[test]
+    fn what_was_not_shown_is_served_all_the_same() {
+        let mut seed = Seed::new();
+        let [first, second] = seed.crowd();
+        let other = (0..PIECES).find(|piece| !first.contains(piece) && !second.contains(piece)).unwrap();
+        seed.fetches(START, 1, other);
+        assert!(!seed.tells(at(100), 2).contains(&other), "it is promised");
     }
 }
