@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
+use peerd::sim::agents::Cooperative;
 use peerd::sim::plot::{self, Curve};
 use peerd::sim::table::{Goal, Played, ROWS, Row, Size};
 use peerd::sim::{Conduct, Scenario, block_bound_s};
@@ -72,6 +73,9 @@ struct Crowd {
     /// A fixed number, in place of the daemon's own choice.
     #[arg(long)]
     upload_slots: Option<u32>,
+    /// Nobody asks for a return: whoever had least gets one of so many slots, for a turn of so many pieces, as 4,2.
+    #[arg(long, value_parser = cooperative, conflicts_with = "upload_slots")]
+    cooperative: Option<(usize, u64)>,
     /// Seconds within which all come.
     #[arg(long, default_value_t = 1.0)]
     within: f64,
@@ -86,7 +90,11 @@ impl Crowd {
         let mut scenario = Scenario::flash_crowd(leechers, self.pieces, seed);
         scenario = scenario.with_pieces(self.pieces, self.piece_kib * 1024);
         let slots = self.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
-        scenario = scenario.with_conduct(&Conduct::product(slots));
+        let conduct = match self.cooperative {
+            Some((slots, turn_pieces)) => Cooperative::conduct(slots, turn_pieces),
+            None => Conduct::product(slots),
+        };
+        scenario = scenario.with_conduct(&conduct);
         for peer in &mut scenario.peers {
             (peer.up_bits_per_s, peer.down_bits_per_s) = (bits(self.up), bits(self.down));
             peer.joins_at = peer.joins_at.mul_f64(self.within);
@@ -110,6 +118,12 @@ impl Crowd {
 fn seeds(text: &str) -> Result<RangeInclusive<u64>, std::num::ParseIntError> {
     let (from, to) = text.split_once('-').unwrap_or((text, text));
     Ok(from.parse()?..=to.parse()?)
+}
+
+fn cooperative(text: &str) -> Result<(usize, u64), String> {
+    let (slots, pieces) = text.split_once(',').ok_or("two numbers, as 4,2")?;
+    let number = |text: &str| text.parse::<usize>().map_err(|error| format!("{text}: {error}"));
+    Ok((number(slots)?, number(pieces)? as u64))
 }
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {

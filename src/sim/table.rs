@@ -10,6 +10,9 @@ use super::scenario::{PeerSpec, Scenario};
 /// What the peers of a row have to upload with, where it names nothing else.
 const UP_BITS_PER_S: u64 = 10_000_000;
 
+/// Slots, and pieces in a turn, of those who cooperate: the best that was found.
+const COOPERATIVE: (usize, u64) = (4, 2);
+
 /// How large a row is played.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Size {
@@ -119,7 +122,7 @@ fn against_block_bound(scenario: &Scenario) -> Played {
 }
 
 fn cooperative(size: Size, seed: u64, threads: usize) -> Played {
-    against_block_bound(&crowd(size, seed, threads).with_conduct(&Cooperative::conduct(4)))
+    against_block_bound(&crowd(size, seed, threads).with_conduct(&Cooperative::conduct(COOPERATIVE.0, COOPERATIVE.1)))
 }
 
 fn product(size: Size, seed: u64, threads: usize) -> Played {

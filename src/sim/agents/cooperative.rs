@@ -1,31 +1,62 @@
 //! Serves whoever asks, without asking what it gets for it.
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
 use crate::clock::Time;
 use crate::sim::{Choking, Conduct};
+use crate::swarm::SessionId;
 use crate::swarm::choker::{Decision, SessionView};
 
-/// Everybody who is interested holds a slot, up to a number of slots; who came first keeps it as long as it wants.
+/// How often it looks whose turn is over.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+
+/// A fixed number of slots; whoever had least of us is next, and keeps the slot for a few pieces.
 pub struct Cooperative {
     slots: usize,
+    turn_pieces: u64,
+    next_look: Time,
+    /// By session: what had been sent when its turn began.
+    turns: BTreeMap<SessionId, u64>,
 }
 
 impl Cooperative {
-    pub fn conduct(slots: usize) -> Conduct {
-        Conduct::choking(move |_| Box::new(Cooperative { slots }))
+    /// So many slots, and turns of so many pieces.
+    pub fn conduct(slots: usize, turn_pieces: u64) -> Conduct {
+        Conduct::choking(move |_| {
+            Box::new(Cooperative { slots, turn_pieces, next_look: Time::ZERO, turns: BTreeMap::new() })
+        })
+    }
+
+    fn is_over(&self, view: &SessionView) -> bool {
+        let taken = view.sent_bytes - self.turns.get(&view.session).copied().unwrap_or(view.sent_bytes);
+        taken >= self.turn_pieces * u64::from(view.piece_bytes)
     }
 }
 
 impl Choking for Cooperative {
-    fn review(&mut self, _now: Time, views: &[SessionView], out: &mut Vec<Decision>) {
-        let done = views.iter().filter(|view| view.unchoked && !view.interested);
-        out.extend(done.map(|view| Decision { session: view.session, choke: true }));
-        let held = views.iter().filter(|view| view.unchoked && view.interested).count();
-        let waiting = views.iter().filter(|view| !view.unchoked && view.interested);
-        let served = waiting.take(self.slots.saturating_sub(held));
-        out.extend(served.map(|view| Decision { session: view.session, choke: false }));
+    fn review(&mut self, now: Time, views: &[SessionView], out: &mut Vec<Decision>) {
+        self.next_look = now + LOOK_EVERY;
+        self.turns.retain(|id, _| views.iter().any(|view| view.session == *id && view.unchoked));
+        let mut waiting: Vec<&SessionView> = views.iter().filter(|view| view.interested && !view.unchoked).collect();
+        waiting.sort_by_key(|view| (view.sent_bytes, view.session));
+        let mut holders: Vec<&SessionView> = views.iter().filter(|view| view.unchoked).collect();
+        holders.sort_by_key(|view| (view.interested, view.session));
+        let mut free = self.slots.saturating_sub(holders.len());
+        for holder in holders.into_iter().filter(|holder| !holder.interested || self.is_over(holder)) {
+            if free >= waiting.len() {
+                break;
+            }
+            out.push(Decision { session: holder.session, choke: true });
+            free += 1;
+        }
+        for next in waiting.into_iter().take(free) {
+            self.turns.insert(next.session, next.sent_bytes);
+            out.push(Decision { session: next.session, choke: false });
+        }
     }
 
     fn next_timeout(&self) -> Option<Time> {
-        None
+        Some(self.next_look)
     }
 }
