@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod interop;
+mod neighbours;
 mod resume;
 mod story;
 mod support;

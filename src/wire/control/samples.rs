@@ -196,6 +196,10 @@ pub fn peer_rows() -> Vec<PeerRow> {
     }]
 }
 
+pub fn peer_identities() -> Vec<PeerIdentity> {
+    vec![PeerIdentity { key: key(1), addr: addr(), identity: format!("key {}", "0f".repeat(32)) }]
+}
+
 pub fn ledger_rows() -> Vec<LedgerRow> {
     let peer = LedgerPeer {
         identity: "10.0.0.2".into(),
@@ -276,5 +280,6 @@ pub fn answers() -> Vec<Answer> {
         Answer::Removed(removed()),
         Answer::Shared(shared()),
         Answer::Left(left()),
+        Answer::PeerIdentities(peer_identities()),
     ]
 }
