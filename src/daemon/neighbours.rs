@@ -63,6 +63,7 @@ pub fn make_room_anywhere(core: &Core, now: Time) {
 impl Inner {
     pub fn look_at_neighbours(&mut self, now: Time) {
         self.neighbours.look(now, self.swarm.reports(now));
+        self.book.set_useless(self.live_sessions().saturating_sub(self.neighbours.useful()));
     }
 
     /// Ends a session to the benefit of another.

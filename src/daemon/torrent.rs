@@ -18,6 +18,7 @@ use super::disk::check::Progress;
 use super::disk::storage::Storage;
 use super::records::StatRecord;
 use super::trackers::TrackerUrl;
+use crate::clock::Time;
 use crate::db::segments::Position;
 use crate::swarm::dial::KnownPeers;
 use crate::swarm::neighbours::Neighbours;
@@ -279,6 +280,7 @@ pub struct SessionHandle {
     pub addr: SocketAddr,
     pub peer_id: PeerId,
     pub outgoing: bool,
+    pub since: Time,
     pub wake: Notify,
     facts: Mutex<Facts>,
 }
@@ -292,10 +294,10 @@ struct Facts {
 }
 
 impl SessionHandle {
-    pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool) -> SessionHandle {
+    pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool, since: Time) -> SessionHandle {
         let identity = Identity::Address(addr.ip().to_canonical());
         let facts = Facts { identity, listens: None, introduced: false, client: None, closing: None };
-        SessionHandle { id, addr, peer_id, outgoing, wake: Notify::new(), facts: Mutex::new(facts) }
+        SessionHandle { id, addr, peer_id, outgoing, since, wake: Notify::new(), facts: Mutex::new(facts) }
     }
 
     /// Takes what the peer says of itself (BEP 10). Returns whether it is the first time: it may repeat itself.

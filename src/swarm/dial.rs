@@ -86,7 +86,9 @@ pub struct KnownPeers {
     own: BTreeSet<SocketAddr>,
     /// Which address each of our peers says that we have.
     witnesses: BTreeMap<IpAddr, SocketAddr>,
-    max_sessions: usize,
+    /// While so many are active, those that are of no use not counted, nobody is dialled.
+    max_dialled: usize,
+    useless: usize,
     peers: BTreeMap<SocketAddr, Known>,
     /// Waiting addresses by the time they are due; the lot makes their order random where times are equal.
     queue: BTreeSet<(Time, u32, SocketAddr)>,
@@ -97,12 +99,15 @@ pub struct KnownPeers {
 }
 
 impl KnownPeers {
-    /// `max_sessions` counts dialled and connected ones together.
+    /// `max_sessions` counts dialled and connected ones together. We dial until half of the places are taken; the rest
+    /// is left to those who dial us. Else the first of a crowd take up each other's places, and who comes a moment later
+    /// finds every door shut.
     pub fn new(max_sessions: usize, seed: u64) -> KnownPeers {
         KnownPeers {
             own: BTreeSet::new(),
             witnesses: BTreeMap::new(),
-            max_sessions,
+            max_dialled: max_sessions.div_ceil(2),
+            useless: 0,
             peers: BTreeMap::new(),
             queue: BTreeSet::new(),
             active: 0,
@@ -154,7 +159,7 @@ impl KnownPeers {
     /// The next address to dial, now counted as being dialled; `None` while nothing is due or enough are connected.
     pub fn next_dial(&mut self, now: Time) -> Option<SocketAddr> {
         let &(due, _, addr) = self.queue.first()?;
-        if due > now || self.active >= self.max_sessions {
+        if due > now || self.is_satisfied() {
             return None;
         }
         self.enter(addr, State::Dialling);
@@ -164,7 +169,7 @@ impl KnownPeers {
     /// When [`KnownPeers::next_dial`] may next have something to say.
     pub fn next_timeout(&self) -> Option<Time> {
         let (due, _, _) = self.queue.first()?;
-        (self.active < self.max_sessions).then_some(*due)
+        (!self.is_satisfied()).then_some(*due)
     }
 
     /// A session with the peer that listens at `addr` is up, whoever dialled. Returns false if there is one already:
@@ -207,6 +212,15 @@ impl KnownPeers {
         let pause = pause.mul_f64(self.rng.random_range(0.75..1.25));
         self.leave_state(addr, known.state);
         self.wait_until(addr, known.source, failures, met, now + pause);
+    }
+
+    /// So many of those connected are of no use: others are dialled in their stead.
+    pub fn set_useless(&mut self, count: usize) {
+        self.useless = count;
+    }
+
+    fn is_satisfied(&self) -> bool {
+        self.active >= self.max_dialled + self.useless
     }
 
     /// Whether somebody could be dialled now, were there a place.
@@ -457,8 +471,8 @@ mod tests {
     }
 
     #[test]
-    fn one_session_per_peer_and_no_more_than_allowed() {
-        let mut known = KnownPeers::new(2, 1);
+    fn one_session_per_peer_and_half_of_the_places_are_left_to_those_who_dial_us() {
+        let mut known = KnownPeers::new(4, 1);
         known.add((1..=5).map(addr), Source::Tracker, s(0));
         let first = known.next_dial(s(0)).unwrap();
         // It dialled us at the same time: the session that is up first stays.
@@ -466,6 +480,9 @@ mod tests {
         assert!(!known.connected(first, Source::Tracker, s(0)));
         assert!(known.next_dial(s(0)).is_some());
         assert_eq!((known.next_dial(s(0)), known.active_count(), known.next_timeout()), (None, 2, None));
+        known.set_useless(1);
+        assert_eq!(known.next_timeout(), Some(s(0)), "another in the useless one's stead");
+        known.set_useless(0);
         known.ended(first, Ended::NoUse, s(1));
         let third = known.next_dial(s(1)).unwrap();
         assert_ne!(third, first);

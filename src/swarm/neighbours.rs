@@ -10,11 +10,10 @@ use std::time::Duration;
 use super::{SessionId, SessionReport};
 use crate::clock::Time;
 
-/// With so many useful neighbours nobody is dialled: more would cost HAVEs and bring nothing, and the places up to the
-/// torrent's limit are free for those who dial us, so that a newcomer finds one wherever it knocks.
-pub const ENOUGH: usize = 30;
-/// With fewer useful ones than this we are in want: the useless make room, and the tracker is asked sooner.
-pub const TOO_FEW: usize = 25;
+/// With so many useful neighbours nobody is dialled: more would cost HAVEs and bring little, and the places up to the
+/// torrent's limit are free for those who dial us, so that a newcomer finds one wherever it knocks. With fewer we are in
+/// want: the useless make room, and the tracker is asked sooner.
+pub const WANTED: usize = 25;
 /// A session has so long to show that it is of use.
 const PROBATION: Duration = Duration::from_secs(60);
 /// Who has been of no use for so long may be told to go. Interest comes with every piece that somebody completes, so three
@@ -63,15 +62,15 @@ impl Neighbours {
 
     /// `connected` sessions are up and `dialling` ones may come, of at most `most`.
     pub fn step(&self, now: Time, connected: usize, dialling: usize, most: usize) -> Step {
-        if self.useful + dialling >= ENOUGH {
+        if self.useful + dialling >= WANTED {
             return Step::Enough;
         }
         if connected + dialling < most {
             return Step::Dial;
         }
         match self.least_useful(now) {
-            Some((id, _)) if self.useful + dialling < TOO_FEW => Step::Replace(id),
-            _ => Step::Enough,
+            Some((id, _)) => Step::Replace(id),
+            None => Step::Enough,
         }
     }
 
@@ -83,7 +82,7 @@ impl Neighbours {
 
     /// Whether to ask for more peers now: said every ten seconds while there are too few.
     pub fn in_want(&mut self, now: Time) -> bool {
-        if self.useful >= TOO_FEW || self.reminded.is_some_and(|last| now.since(last) < REMIND_EVERY) {
+        if self.useful >= WANTED || self.reminded.is_some_and(|last| now.since(last) < REMIND_EVERY) {
             return false;
         }
         self.reminded = Some(now);
@@ -127,42 +126,42 @@ mod tests {
         look(&mut neighbours, &swarm, s(1));
         assert_eq!(neighbours.useful(), 40, "all may turn out to be");
         assert_eq!(step(&neighbours, s(1), 0), Step::Enough);
-        for id in 0..25 {
+        for id in 0..20 {
             swarm.receive(s(2), SessionId(id), Message::Interested).unwrap();
         }
         look(&mut neighbours, &swarm, s(61));
-        assert_eq!(neighbours.useful(), 25);
+        assert_eq!(neighbours.useful(), 20);
         assert_eq!((step(&neighbours, s(61), 4), step(&neighbours, s(61), 5)), (Step::Dial, Step::Enough));
         // Those that hold what we lack are of use too.
-        for id in 25..30 {
+        for id in 20..25 {
             swarm.receive(s(62), SessionId(id), Message::HaveAll).unwrap();
         }
         look(&mut neighbours, &swarm, s(63));
-        assert_eq!((neighbours.useful(), step(&neighbours, s(63), 0)), (30, Step::Enough));
+        assert_eq!((neighbours.useful(), step(&neighbours, s(63), 0)), (25, Step::Enough));
     }
 
     #[test]
     fn the_longest_useless_makes_room_and_nobody_else() {
         let (mut neighbours, mut swarm) = (Neighbours::default(), swarm(50));
-        let interest = |swarm: &mut Swarm, now, id, wants| {
+        let interest = |swarm: &mut Swarm, ids: std::ops::Range<u32>, wants| {
             let message = if wants { Message::Interested } else { Message::NotInterested };
-            swarm.receive(now, SessionId(id), message).unwrap();
+            ids.for_each(|id| swarm.receive(s(1), SessionId(id), message.clone()).unwrap());
         };
-        (0..20).chain([33]).for_each(|id| interest(&mut swarm, s(1), id, true));
-        interest(&mut swarm, s(1), 20, true);
+        // 0 to 19 want something all the time, 20 until 100 s, 21 to 30 never, the others for a moment at 102 s.
+        interest(&mut swarm, 0..21, true);
         look(&mut neighbours, &swarm, s(100));
-        interest(&mut swarm, s(101), 20, false);
-        (21..50).filter(|id| *id != 33).for_each(|id| interest(&mut swarm, s(101), id, id > 30));
+        interest(&mut swarm, 20..21, false);
+        interest(&mut swarm, 31..50, true);
         look(&mut neighbours, &swarm, s(102));
-        (31..50).filter(|id| *id != 33).for_each(|id| interest(&mut swarm, s(103), id, false));
+        interest(&mut swarm, 31..50, false);
         for now in [110, 179] {
             look(&mut neighbours, &swarm, s(now));
             assert_eq!(neighbours.step(s(now), 50, 0, 50), Step::Enough, "after {now} s");
         }
         look(&mut neighbours, &swarm, s(180));
-        assert_eq!(neighbours.useful(), 21);
+        assert_eq!(neighbours.useful(), 20);
         assert_eq!(neighbours.step(s(180), 50, 0, 50), Step::Replace(SessionId(21)));
-        assert_eq!(neighbours.step(s(180), 50, 4, 50), Step::Enough, "others are on their way");
+        assert_eq!(neighbours.step(s(180), 50, 5, 50), Step::Enough, "others are on their way");
         assert_eq!(neighbours.step(s(180), 49, 0, 50), Step::Dial);
         // Once those are gone it is the turn of who was useful until 100 s, and only then of the others.
         (21..31).for_each(|id| swarm.close(SessionId(id)));

@@ -11,7 +11,7 @@ use crate::daemon::core::{Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::neighbours;
 use crate::daemon::torrent::{Active, Torrent};
 use crate::swarm::dial::Ended;
-use crate::swarm::neighbours::{Step, TOO_FEW};
+use crate::swarm::neighbours::Step;
 
 /// Dials under way at once over all torrents: a list of dead addresses must not use up the descriptors.
 const DIALS_AT_ONCE: usize = 32;
@@ -65,11 +65,10 @@ fn whom_to_dial(core: &Core, torrent: &Torrent, active: &Active) -> Option<Socke
         // Its place is free at the next look.
         Step::Replace(id) => inner.send_away(id),
         _ if core.session_permits.available_permits() > 0 => return inner.book.next_dial(now),
-        _ if inner.neighbours.useful() < TOO_FEW => {
+        _ => {
             drop(inner);
             neighbours::make_room_anywhere(core, now);
         }
-        _ => {}
     }
     None
 }

@@ -11,7 +11,6 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::introduction;
 use super::session::{Session, SessionEnd};
-use crate::clock::Time;
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::neighbours;
 use crate::daemon::torrent::{Active, Inner, SessionHandle, Torrent};
@@ -155,7 +154,7 @@ fn admit(
 ) -> Result<Greeted, GreetError> {
     let Connection { stream, addr, ours, theirs, outgoing, place } = connection;
     let now = core.clock.now();
-    let handle = Arc::new(SessionHandle::new(core.next_session_id(), addr, theirs.peer_id, outgoing));
+    let handle = Arc::new(SessionHandle::new(core.next_session_id(), addr, theirs.peer_id, outgoing, now));
     let proving = introduction::begin_proving(core, &torrent, outgoing, ours, theirs);
     {
         let mut inner = active.lock();
@@ -166,7 +165,7 @@ fn admit(
         if inner.live_sessions() >= MAX_SESSIONS_PER_TORRENT {
             return Err(GreetError::Full);
         }
-        replace_twin(&mut inner, core.peer_id, &handle, now)?;
+        replace_twin(&mut inner, core.peer_id, &handle)?;
         if outgoing && inner.book.connected(addr, Source::Tracker, now) {
             handle.set_listens(addr);
         }
@@ -185,21 +184,23 @@ fn admit(
 ///
 /// # Errors
 /// With [`GreetError::Twice`] when it is the new one.
-fn replace_twin(inner: &mut Inner, ours: PeerId, new: &SessionHandle, now: Time) -> Result<(), GreetError> {
+fn replace_twin(inner: &mut Inner, ours: PeerId, new: &SessionHandle) -> Result<(), GreetError> {
     let twin = inner.sessions.values().find(|other| other.peer_id == new.peer_id && other.closing().is_none());
     let Some(twin) = twin.cloned() else { return Ok(()) };
-    if replaces(ours, new.peer_id, twin.outgoing, new.outgoing) {
+    // Dials that cross are done within one greeting of each other. Later nobody who borrows a peer id can push its owner out.
+    let at_once = new.since.since(twin.since) < GREETING;
+    if at_once && replaces(ours, new.peer_id, twin.outgoing, new.outgoing) {
         twin.close("the same peer connected the other way round");
         if let Some(listens) = twin.take_listens() {
-            inner.book.ended(listens, Ended::NoUse, now);
+            inner.book.ended(listens, Ended::NoUse, new.since);
         }
         return Ok(());
     }
     // Where we dialled is an address of that peer: it stands for the session that stays, unless that has another.
     if new.outgoing {
         match twin.listens() {
-            None if inner.book.connected(new.addr, Source::Tracker, now) => twin.set_listens(new.addr),
-            Some(listens) if listens != new.addr => inner.book.ended(new.addr, Ended::NoUse, now),
+            None if inner.book.connected(new.addr, Source::Tracker, new.since) => twin.set_listens(new.addr),
+            Some(listens) if listens != new.addr => inner.book.ended(new.addr, Ended::NoUse, new.since),
             _ => {}
         }
     }
