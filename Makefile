@@ -24,6 +24,7 @@ story:
 bench:
 	$(CARGO) build --release --bins
 	$(CARGO) bench
+	$(CARGO) run --release --example swarmsim
 
 install:
 	$(CARGO) build --release --bins

@@ -6,6 +6,7 @@
 //! differ from the product in what they say, serve and unchoke: see [`Behaviour`] and [`Choking`].
 //!
 //! - [`Scenario`] says who takes part, over which links; [`Scenario::run`] plays it.
+//! - [`table::ROWS`] are the scenarios that the rules are judged by.
 //! - [`Outcome`] says when each peer was complete and who gave what to whom; [`Outcome::assert_sound`] holds it to what
 //!   no schedule can beat.
 //!
@@ -19,7 +20,9 @@ mod engine;
 mod link;
 mod node;
 mod outcome;
+pub mod plot;
 mod scenario;
+pub mod table;
 
 pub use bound::{block_bound_s, fluid_bound_s};
 pub use conduct::{Act, Behaviour, Choking, Conduct, Honest};

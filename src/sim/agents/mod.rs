@@ -2,6 +2,8 @@
 
 mod cooperative;
 mod free_rider;
+mod tit_for_tat;
 
 pub use cooperative::Cooperative;
 pub use free_rider::FreeRider;
+pub use tit_for_tat::TitForTat;
