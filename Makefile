@@ -1,6 +1,7 @@
 # make run      builds peerd and starts it here with a tracker of its own; share by putting files into upload/
 # make test     installs what is missing (as root) and passes every test
 # make story    the story of README.md at full size
+# make fuzz     every decoder under a coverage-guided fuzzer, 60 s each
 # make bench    what it costs, measured
 # make install  PREFIX=/usr/local DESTDIR=
 
@@ -9,7 +10,7 @@ DESTDIR ?=
 CARGO ?= cargo
 export CARGO
 
-.PHONY: run test story bench install
+.PHONY: run test story fuzz bench install
 
 run:
 	$(CARGO) build --bins
@@ -20,6 +21,9 @@ test:
 
 story:
 	PEERD_STORY=full scripts/test.sh story::the_story --nocapture
+
+fuzz:
+	scripts/fuzz.sh
 
 bench:
 	$(CARGO) build --release --bins

@@ -1,7 +1,9 @@
 //! Every integration test, one binary.
 
 mod bad_input;
+mod fuzz;
 mod interop;
+mod limits;
 mod neighbours;
 mod resume;
 mod story;

@@ -1,5 +1,6 @@
 //! What the user types.
 
+use crate::wire::rate::Rate;
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ pub enum Command {
         /// Return at once; the daemon goes on
         #[arg(long)]
         detach: bool,
+        /// Fetch in file order, to look at it meanwhile; others find its pieces less useful
+        #[arg(long)]
+        sequential: bool,
     },
     /// What this peer shares, fetches and has
     List,
@@ -90,6 +94,15 @@ pub enum Command {
         public: bool,
         #[arg(value_name = "PATH")]
         path: PathBuf,
+    },
+    /// How fast to go over all peers, until the daemon ends; without options: what holds now
+    Limit {
+        /// Bytes per second to send: 500K, 2M; 0 is no limit
+        #[arg(long, value_name = "RATE")]
+        up: Option<Rate>,
+        /// Bytes per second to fetch
+        #[arg(long, value_name = "RATE")]
+        down: Option<Rate>,
     },
     /// Tell the trackers that we leave, and end the daemon
     Leave,

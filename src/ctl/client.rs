@@ -37,7 +37,7 @@ impl Daemon {
     /// When the daemon cannot be reached, has no place free, or answers with a failure.
     pub fn ask(&mut self, request: &Request) -> Result<Answers, CtlError> {
         let bytes = encode_request(REQUEST_ID, request)?;
-        let patient = matches!(request, Request::Get(_));
+        let patient = matches!(request, Request::Get(_) | Request::GetInOrder(_));
         let begin = Instant::now();
         loop {
             let (path, stream) = socket::connect(self.socket.as_deref())?;

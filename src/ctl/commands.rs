@@ -8,7 +8,10 @@ use super::json;
 use super::progress::{Lines, Reporter};
 use super::text;
 use super::what::{Scope, classify};
-use crate::wire::control::{Answer, Candidate, Changed, Failure, Get, PeerRow, Remove, Request, Search, Share, What};
+use crate::wire::control::{
+    Answer, Candidate, Changed, Failure, Get, PeerRow, Remove, Request, Search, SetLimits, Share, What,
+};
+use crate::wire::rate::Rate;
 use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
@@ -34,7 +37,10 @@ impl<'a> Session<'a> {
 
     pub(super) fn run(&mut self, command: Command) -> Result<(), CtlError> {
         match command {
-            Command::Get { what, to, quiet, detach } => self.get(&what, to, quiet, detach),
+            Command::Get { what, to, quiet, detach, sequential } => {
+                let kind = if sequential { Request::GetInOrder } else { Request::Get };
+                self.get(kind, &what, to, quiet, detach)
+            }
             Command::List => self.list(),
             Command::Search { words } => self.search(words.join(" ")),
             Command::Show { what } => self.show(&what),
@@ -46,14 +52,22 @@ impl<'a> Session<'a> {
             Command::Verify { what } => self.verify(&what),
             Command::Remove { data, yes, what } => self.remove(&what, data, yes),
             Command::Share { public, path } => self.share(&path, public),
+            Command::Limit { up, down } => self.limit(up, down),
             Command::Leave => self.leave(),
         }
     }
 
-    fn get(&mut self, what: &str, to: Option<PathBuf>, quiet: bool, detach: bool) -> Result<(), CtlError> {
+    fn get(
+        &mut self,
+        kind: impl Fn(Get) -> Request,
+        what: &str,
+        to: Option<PathBuf>,
+        quiet: bool,
+        detach: bool,
+    ) -> Result<(), CtlError> {
         let what = classify(what, Scope::Network)?;
         let to = to.as_deref().map(absolute).transpose()?;
-        let get = |what| Request::Get(Get { what, to: to.clone().map(Into::into), detach });
+        let get = |what| kind(Get { what, to: to.clone().map(Into::into), detach });
         let mut answers = self.ask_about(what, get)?;
         let mut reporter = if quiet { Reporter::Quiet } else { self.reporter() };
         let mut finished = false;
@@ -215,6 +229,17 @@ impl<'a> Session<'a> {
         Ok(text::shared(self.out, &shared)?)
     }
 
+    fn limit(&mut self, up: Option<Rate>, down: Option<Rate>) -> Result<(), CtlError> {
+        let set =
+            SetLimits { up_bytes_per_s: up.map(Rate::bytes_per_s), down_bytes_per_s: down.map(Rate::bytes_per_s) };
+        let answers = self.daemon.ask(&Request::Limit(set))?;
+        let Answer::Limits(limits) = self.last(answers)? else { return Err(CtlError::Unexpected) };
+        if self.json {
+            return Ok(json::document(self.out, &limits)?);
+        }
+        Ok(text::limits(self.out, &limits)?)
+    }
+
     fn leave(&mut self) -> Result<(), CtlError> {
         let answers = self.daemon.ask(&Request::Leave)?;
         let Answer::Left(left) = self.last(answers)? else { return Err(CtlError::Unexpected) };
@@ -334,6 +359,9 @@ mod tests {
         assert_eq!(heard, [Request::Get(Get { what, to: Some(to.into()), detach: false })]);
 
         assert_eq!(run(&["get", "x", "--quiet"], &answers).1, "");
+        let (_, _, heard) = run(&["get", "x", "--sequential"], &answers);
+        let what = What::Words("x".into());
+        assert_eq!(heard, [Request::GetInOrder(Get { what, to: None, detach: false })]);
         let (result, out, _) = run(&["get", "x", "--detach", "--json"], &answers[..1]);
         assert!(result.is_ok() && out.contains(r#""event":"started""#), "{out}");
         let (result, _, _) = run(&["get", "x"], &answers[..1]);
@@ -375,6 +403,11 @@ mod tests {
                 &["share", "--public", "/"],
                 Answer::Shared(samples::shared()),
                 Request::Share(Share { path: "/".into(), public: true }),
+            ),
+            (
+                &["limit", "--up", "2M"],
+                Answer::Limits(samples::limits()),
+                Request::Limit(SetLimits { up_bytes_per_s: Some(2 << 20), down_bytes_per_s: None }),
             ),
             (&["leave"], Answer::Left(samples::left()), Request::Leave),
         ];

@@ -149,6 +149,7 @@ mod tests {
             ("verify", include_str!("../../tests/golden/verify.json"), line(&samples::verified())),
             ("remove", include_str!("../../tests/golden/remove.json"), line(&samples::removed())),
             ("share", include_str!("../../tests/golden/share.json"), line(&samples::shared())),
+            ("limit", include_str!("../../tests/golden/limit.json"), line(&samples::limits())),
             ("leave", include_str!("../../tests/golden/leave.json"), line(&samples::left())),
             ("error", include_str!("../../tests/golden/error.json"), String::from_utf8(failed).unwrap()),
         ]

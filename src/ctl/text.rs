@@ -2,10 +2,11 @@
 
 use super::json::PeerEntry;
 use crate::wire::control::{
-    Candidate, Direction, FileRow, LedgerRow, Left, Origin, PeerRow, Removed, SearchHit, Shared, Shown, Slot, State,
-    Status, Swarm, TorrentRow, TrackerState, Verified,
+    Candidate, Direction, FileRow, LedgerRow, Left, Limits, Origin, PeerRow, Removed, SearchHit, Shared, Shown, Slot,
+    State, Status, Swarm, TorrentRow, TrackerState, Verified,
 };
 use crate::wire::name::escape_for_terminal;
+use crate::wire::rate::Rate;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -410,6 +411,16 @@ pub(super) fn shared(out: &mut dyn Write, shared: &Shared) -> io::Result<()> {
     field(out, "private", yes_no(shared.private))?;
     let published = if shared.published { "yes" } else { "not yet: the tracker does not answer, peerd goes on trying" };
     field(out, "published", published)
+}
+
+pub(super) fn limits(out: &mut dyn Write, limits: &Limits) -> io::Result<()> {
+    let rate = |bytes_per_s| match Rate::from_bytes_per_s(bytes_per_s) {
+        rate if rate.is_unlimited() => "no limit".to_owned(),
+        rate => format!("{rate} bytes per second"),
+    };
+    field(out, "up", &rate(limits.up_bytes_per_s))?;
+    field(out, "down", &rate(limits.down_bytes_per_s))?;
+    if limits.lan_exempt { field(out, "except", "peers of our own subnets") } else { Ok(()) }
 }
 
 pub(super) fn left(out: &mut dyn Write, left: &Left) -> io::Result<()> {

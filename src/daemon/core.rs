@@ -19,6 +19,7 @@ use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
 use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
 use super::ledger::Ledger;
+use super::limits::Limits;
 use super::neighbours;
 use super::options::Options;
 use super::publishing::Publisher;
@@ -70,6 +71,7 @@ pub struct Core {
     pub session_permits: Arc<Semaphore>,
     pub commits: CommitQueue,
     pub ledger: Ledger,
+    pub limits: Limits,
     pub announcer: Announcer,
     pub publisher: Publisher,
     pub shares: Shares,
@@ -163,6 +165,12 @@ impl Core {
             warnings: Mutex::default(),
             announcer: Announcer::new(parts.tracker, parts.embedded),
             publisher: Publisher::default(),
+            limits: Limits::new(
+                parts.clock.now(),
+                parts.options.limit_up,
+                parts.options.limit_down,
+                parts.options.lan_exempt,
+            ),
             options: parts.options,
             clock: parts.clock,
             store: parts.store,
@@ -334,8 +342,12 @@ impl Core {
         } else {
             self.load_bitfield(torrent, &meta, &storage)?
         };
-        let config =
-            SwarmConfig { max_block_bytes: MAX_BLOCK_BYTES, window_max_bytes: WINDOW_MAX_BYTES, sequential: false };
+        let config = SwarmConfig {
+            max_block_bytes: MAX_BLOCK_BYTES,
+            window_max_bytes: WINDOW_MAX_BYTES,
+            windows_total_bytes: DEFAULT_BUDGET_BYTES as u64,
+            sequential: torrent.is_in_order(),
+        };
         let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
         for own in &self.listening {
             book.add_own(*own);

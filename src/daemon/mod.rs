@@ -17,6 +17,7 @@ pub mod identity;
 pub mod janitor;
 pub mod ledger;
 pub mod lifecycle;
+pub mod limits;
 pub mod making;
 pub mod neighbours;
 pub mod net;
@@ -182,6 +183,7 @@ impl Daemon {
         }
         tasks.spawn("dial", net::dial::run(core.clone()));
         tasks.spawn("choke", choking::run(core.clone()));
+        tasks.spawn("limit rates", limits::run(core.clone()));
         tasks.spawn("announce", announcing::run(core.clone()));
         tasks.spawn("publish", publishing::run(core.clone()));
         tasks.spawn("share", sharing::run(core.clone(), events));

@@ -8,6 +8,7 @@ use clap::Parser;
 use serde::Deserialize;
 
 use crate::logging::LogFormat;
+use crate::wire::rate::Rate;
 
 /// The tracker's port where none is given.
 pub const TRACKER_PORT: u16 = 6969;
@@ -54,6 +55,12 @@ pub struct Args {
     /// How many peers are served at once
     #[arg(long, env = "PEERD_UPLOAD_SLOTS", value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub upload_slots: Option<u32>,
+    /// How fast to send, over all peers, in bytes per second: 500K, 2M; 0 is no limit
+    #[arg(long, env = "PEERD_LIMIT_UP", value_name = "RATE")]
+    pub limit_up: Option<Rate>,
+    /// How fast to fetch
+    #[arg(long, env = "PEERD_LIMIT_DOWN", value_name = "RATE")]
+    pub limit_down: Option<Rate>,
     /// A configuration file [default: HOME/peerd.toml, then /etc/peerd/peerd.toml]
     #[arg(long, env = "PEERD_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -75,6 +82,10 @@ struct File {
     socket: Option<PathBuf>,
     public: Option<bool>,
     upload_slots: Option<u32>,
+    limit_up: Option<Rate>,
+    limit_down: Option<Rate>,
+    #[serde(alias = "lan_exempt")]
+    lan_exempt: Option<bool>,
     log_format: Option<LogFormat>,
     #[serde(alias = "control_group")]
     control_group: Option<String>,
@@ -111,6 +122,10 @@ pub struct Options {
     pub socket: Option<PathBuf>,
     pub public: bool,
     pub upload_slots: Option<u32>,
+    pub limit_up: Rate,
+    pub limit_down: Rate,
+    /// The limits do not hold for peers of our own subnets.
+    pub lan_exempt: bool,
     pub control_group: Option<String>,
     pub log_format: LogFormat,
 }
@@ -168,6 +183,9 @@ impl Args {
                 .or(file.socket.map(|path| absolute(&home, &path))),
             public: self.public || file.public.unwrap_or(false),
             upload_slots,
+            limit_up: self.limit_up.or(file.limit_up).unwrap_or_default(),
+            limit_down: self.limit_down.or(file.limit_down).unwrap_or_default(),
+            lan_exempt: file.lan_exempt.unwrap_or(false),
             control_group: file.control_group,
             log_format: self.log_format.or(file.log_format).unwrap_or_default(),
         })
@@ -292,7 +310,11 @@ mod tests {
     fn a_flag_comes_before_the_file_and_unknown_keys_are_refused() {
         let home = tempfile::tempdir().unwrap();
         let file = home.path().join("peerd.toml");
-        std::fs::write(&file, "tracker = \"10.0.0.9\"\nupload-slots = 3\nupload-dir = \"shared\"\n").unwrap();
+        std::fs::write(
+            &file,
+            "tracker = \"10.0.0.9\"\nupload-slots = 3\nlimit-up = \"2M\"\nlan_exempt = true\nupload-dir = \"shared\"\n",
+        )
+        .unwrap();
         let home_flag = format!("--home={}", home.path().display());
         let args =
             |more: &[&str]| Args::try_parse_from([&["peerd", home_flag.as_str()], more].concat()).unwrap().resolve();
@@ -301,6 +323,8 @@ mod tests {
         assert_eq!(options.upload_slots, Some(3));
         assert_eq!(options.upload_dir, home.path().join("shared"));
         assert_eq!(options.download_dir, home.path().join("downloads"));
+        assert_eq!((options.limit_up, options.limit_down), (Rate::from_bytes_per_s(2 << 20), Rate::UNLIMITED));
+        assert!(options.lan_exempt);
         let options = args(&["10.0.0.5", "--upload-slots", "1"]).unwrap();
         assert_eq!(options.tracker, TrackerChoice::At("10.0.0.5".into(), 6969));
         assert_eq!(options.upload_slots, Some(1));

@@ -131,6 +131,8 @@ pub struct Torrent {
     removed: AtomicBool,
     /// What is recorded of its pieces cannot be trusted: they are to be hashed.
     suspect: AtomicBool,
+    /// Its pieces are wanted in file order, until the daemon ends.
+    in_order: AtomicBool,
 }
 
 /// The half that costs memory.
@@ -185,6 +187,7 @@ impl Torrent {
             uploaded_bytes: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            in_order: AtomicBool::new(false),
         }
     }
 
@@ -231,6 +234,18 @@ impl Torrent {
     /// Whether its pieces are to be hashed before anything else; asked once.
     pub fn take_suspect(&self) -> bool {
         self.suspect.swap(false, Ordering::AcqRel)
+    }
+
+    /// From now on its pieces are fetched in file order.
+    pub fn fetch_in_order(&self) {
+        self.in_order.store(true, Ordering::Release);
+        if let Some(active) = self.active() {
+            active.lock().swarm.fetch_in_order();
+        }
+    }
+
+    pub fn is_in_order(&self) -> bool {
+        self.in_order.load(Ordering::Acquire)
     }
 
     pub fn is_removed(&self) -> bool {

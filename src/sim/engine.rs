@@ -89,35 +89,31 @@ struct Share<'a> {
     thread: usize,
     nodes: Vec<Node>,
     desk: Desk,
-    /// By thread: what is to be put into its tray.
-    outgoing: Vec<Vec<Mail>>,
 }
 
 impl<'a> Share<'a> {
     fn new(table: &'a Table<'a>, thread: usize) -> Share<'a> {
         let indices = (thread..table.scenario.peers.len()).step_by(table.threads);
         let nodes = indices.map(|index| Node::new(index as u32, table.scenario)).collect();
-        let outgoing = (0..table.threads).map(|_| Vec::new()).collect();
-        Share { table, thread, nodes, desk: Desk::default(), outgoing }
+        Share { table, thread, nodes, desk: Desk::new(table.threads) }
     }
 
     fn play_window(&mut self, end: Time) {
         for node in self.nodes.iter_mut().filter(|node| node.next_event() < end) {
             node.play(end, self.table.scenario, &mut self.desk);
         }
-        for mail in self.desk.mail.drain(..) {
-            debug_assert!(mail.arrival.at >= end, "an arrival within its own window");
-            self.outgoing[mail.to as usize % self.table.threads].push(mail);
-        }
-        for (thread, outgoing) in self.outgoing.iter_mut().enumerate().filter(|(thread, _)| *thread != self.thread) {
-            self.table.trays[thread].lock().unwrap_or_else(PoisonError::into_inner).append(outgoing);
+        for (thread, mail) in self.desk.mail.iter_mut().enumerate() {
+            debug_assert!(mail.iter().all(|mail| mail.arrival.at >= end), "an arrival within its own window");
+            if thread != self.thread {
+                self.table.trays[thread].lock().unwrap_or_else(PoisonError::into_inner).append(mail);
+            }
         }
     }
 
     /// Takes what was sent to its nodes, and says how they stand.
     fn take_mail(&mut self) {
         let mut tray = self.table.trays[self.thread].lock().unwrap_or_else(PoisonError::into_inner);
-        for mail in tray.drain(..).chain(self.outgoing[self.thread].drain(..)) {
+        for mail in tray.drain(..).chain(self.desk.mail[self.thread].drain(..)) {
             self.nodes[mail.to as usize / self.table.threads].put(mail.arrival);
         }
         let next = self.nodes.iter().map(Node::next_event).min().map_or(u64::MAX, Time::as_nanos);

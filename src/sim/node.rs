@@ -21,6 +21,8 @@ use crate::wire::framing::{Frame, Framer};
 use crate::wire::layout::{Block, PieceIndex};
 use crate::wire::message::encode_piece_header;
 
+/// No timer fires sooner: the grain of the daemon's.
+const TIMER_STEP: Duration = Duration::from_millis(1);
 /// Messages are made in portions of this size, as the daemon makes them.
 const MESSAGES_BYTES: usize = 16 * 1024;
 
@@ -87,7 +89,8 @@ pub(super) struct Mail {
 /// Memory that is used again from event to event, and the mail of the present window. One for each thread.
 #[derive(Default)]
 pub(super) struct Desk {
-    pub mail: Vec<Mail>,
+    /// By the thread that plays the receiver: peers are dealt out in turn.
+    pub mail: Vec<Vec<Mail>>,
     messages: Vec<u8>,
     edited: Vec<u8>,
     wakes: Vec<SessionId>,
@@ -96,6 +99,12 @@ pub(super) struct Desk {
     acts: Vec<Act>,
     /// Buffers of chunks that have been read.
     spare: Vec<Vec<u8>>,
+}
+
+impl Desk {
+    pub fn new(threads: usize) -> Desk {
+        Desk { mail: (0..threads).map(|_| Vec::new()).collect(), ..Desk::default() }
+    }
 }
 
 /// Buffers kept for chunks to come; more are given back to the machine.
@@ -116,6 +125,9 @@ pub(super) struct Conn {
     pub state: State,
     pub delay: Duration,
     socket: Socket,
+    /// A block that the rules have given out and the socket has no room for, as the daemon reads one ahead; whether it
+    /// is noise.
+    ready: Option<(Block, bool)>,
     /// It stands among the uplink's turns.
     in_turns: bool,
     paused_until: Time,
@@ -134,6 +146,7 @@ impl Conn {
             state,
             delay,
             socket: Socket::default(),
+            ready: None,
             in_turns: false,
             paused_until: Time::ZERO,
             asked_pause_until: Time::ZERO,
@@ -301,7 +314,9 @@ impl Node {
 
     pub fn mail(&mut self, at: Time, to: u32, session: SessionId, what: What, desk: &mut Desk) {
         self.serial += 1;
-        desk.mail.push(Mail { to, arrival: Arrival { at, from: self.index, serial: self.serial, session, what } });
+        let thread = to as usize % desk.mail.len();
+        let arrival = Arrival { at, from: self.index, serial: self.serial, session, what };
+        desk.mail[thread].push(Mail { to, arrival });
     }
 
     fn conn(&mut self, id: SessionId) -> Option<&mut Conn> {
@@ -413,9 +428,11 @@ impl Node {
                 break;
             }
         }
-        while conn.socket.unsent_bytes() < room && behaviour.serves(now, id) {
-            let Some(block) = swarm.next_upload(id) else { break };
-            let spoiled = behaviour.spoils(id, block);
+        loop {
+            if conn.ready.is_none() && behaviour.serves(now, id) {
+                conn.ready = swarm.next_upload(id).map(|block| (block, behaviour.spoils(id, block)));
+            }
+            let Some((block, spoiled)) = conn.ready.take_if(|_| conn.socket.unsent_bytes() < room) else { break };
             conn.socket.push_block(&encode_piece_header(block.into()), block.len(), spoiled);
             swarm.upload_done(now, id, block);
             record.sent(now, u64::from(block.len()));
@@ -453,7 +470,6 @@ impl Node {
         let Some(conn) = self.conn(id) else { return };
         conn.paused_until = now + pause;
         self.paused.push(id);
-        self.timer = self.timer.min(now + pause);
     }
 
     /// What the daemon does after each batch of calls: effects are carried out, whoever was woken is served.
@@ -521,8 +537,7 @@ impl Node {
             Some(self.next_announce),
         ];
         let next = timers.into_iter().flatten().min().unwrap_or(self.next_announce);
-        // A timer that is due now and was not served has nothing to say before something else happens.
-        self.timer = next.max(now + Duration::from_nanos(1));
+        self.timer = next.max(now + TIMER_STEP);
     }
 
     fn tick(&mut self, now: Time, scenario: &Scenario, desk: &mut Desk) {

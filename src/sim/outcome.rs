@@ -335,3 +335,42 @@ fn crowd_bound_s(scenario: &Scenario) -> Option<f64> {
     let rest = block_bound_s(scenario.layout, leechers.len(), fastest) - block_bound_s(scenario.layout, 1, fastest);
     Some(fluid.max(block_bound_s(scenario.layout, 1, seed.up_bits_per_s) + rest))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_is_found() {
+        let scenario = Scenario::flash_crowd(3, 8, 1);
+        let sound = scenario.run();
+        assert_eq!(sound.check(), Ok(()));
+        let broken = |change: &dyn Fn(&mut Outcome)| {
+            let mut outcome = sound.clone();
+            change(&mut outcome);
+            outcome.check().unwrap_err()
+        };
+        let too_fast = broken(&|it| it.peers[2].bound_s = 1e6);
+        assert!(matches!(too_fast, Unsound::FasterThanItsLinks { peer: 2, .. }), "{too_fast}");
+        let too_fast = broken(&|it| it.crowd_bound_s = Some(1e6));
+        assert!(matches!(too_fast, Unsound::FasterThanTheBound { .. }), "{too_fast}");
+        let starved = broken(&|it| it.peers[1].longest_wait = STARVED * 2);
+        assert!(matches!(starved, Unsound::Starved { peer: 1, .. }), "{starved}");
+        let cut = Scenario { limit: Duration::from_secs(2), ..scenario }.run().check();
+        assert!(matches!(cut, Err(Unsound::Incomplete { .. })), "{cut:?}");
+    }
+
+    #[test]
+    fn sums_are_of_what_passed() {
+        let scenario = Scenario::flash_crowd(4, 8, 1);
+        let outcome = scenario.run();
+        let content = scenario.layout.total_bytes();
+        let got = outcome.moved_bytes("seed", "leecher") + outcome.moved_bytes("leecher", "leecher");
+        let wasted: u64 = outcome.peers.iter().map(PeerOutcome::wasted_bytes).sum();
+        assert_eq!(got, 4 * content + wasted);
+        assert_eq!(outcome.moved_bytes("leecher", "seed"), 0);
+        let end = Duration::from_secs_f64(outcome.last_s() + 1.0);
+        assert_eq!((outcome.median_share_at("leecher", end, 8), outcome.peers[1].pieces_at(end)), (1.0, 8));
+        assert!(outcome.copies_sent_at_first("seed") >= 1.0);
+    }
+}

@@ -22,7 +22,8 @@ pub(super) const START: Time = Time::from_secs(3_600);
 pub struct Links {
     /// One way; each pair of peers has its own, drawn evenly. The least of them is the engine's window.
     pub delay: Range<Duration>,
-    /// What a connection holds that has left the rules and not the link: it can be neither cancelled nor overtaken.
+    /// A connection takes more as long as it holds less than this unsent, as the daemon bounds its sockets on links
+    /// like these. What it holds can be neither cancelled nor overtaken.
     pub socket_bytes: u32,
 }
 
@@ -96,9 +97,14 @@ impl Scenario {
             seed,
             layout: layout(pieces, 256 * 1024),
             peers,
-            links: Links { delay: Duration::from_millis(15)..Duration::from_millis(25), socket_bytes: 32 * 1024 },
+            links: Links { delay: Duration::from_millis(15)..Duration::from_millis(25), socket_bytes: 16 * 1024 },
             neighbours: 50,
-            config: SwarmConfig { max_block_bytes: BLOCK_BYTES, window_max_bytes: 8 << 20, sequential: false },
+            config: SwarmConfig {
+                max_block_bytes: BLOCK_BYTES,
+                window_max_bytes: 8 << 20,
+                windows_total_bytes: 32 << 20,
+                sequential: false,
+            },
             threads: 1,
             limit: Duration::from_secs(24 * 3600),
         }

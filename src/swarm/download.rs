@@ -7,7 +7,7 @@ use super::session::{Incoming, Request, Session};
 use super::torrent::Swarm;
 use super::{CloseReason, Given, PeerFault, SessionId};
 use crate::clock::Time;
-use crate::wire::layout::{Block, PieceIndex, RawBlock};
+use crate::wire::layout::{BLOCK_BYTES, Block, PieceIndex, RawBlock};
 use crate::wire::message::Message;
 
 /// Blocks asked twice that one peer may have under way in the end game: duplicates must stay a rounding error.
@@ -171,6 +171,8 @@ impl Swarm {
         }
         session.down.paused_until = None;
         session.down.starved = false;
+        let window = self.share_of_windows(window);
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
         let block_bytes = session.down.block_bytes(self.config.max_block_bytes, now);
         loop {
             let Some(session) = self.sessions.get_mut(&id) else { return false };
@@ -191,6 +193,24 @@ impl Swarm {
             if let Some(session) = self.sessions.get_mut(&id) {
                 session.down.push(Request { block, sent: now, late: false, duplicate });
             }
+        }
+    }
+
+    /// What is left of a window when the windows of all peers are cut to what may be under way altogether: in
+    /// proportion, but always a block.
+    fn share_of_windows(&self, window: u32) -> u32 {
+        let (most, total) = (self.config.window_max_bytes, self.config.windows_total_bytes);
+        if self.sessions.len() as u64 * u64::from(most) <= total {
+            return window;
+        }
+        let asks = |session: &&Session| session.we_interested && !session.peer_chokes;
+        let windows =
+            self.sessions.values().filter(asks).map(|session| u64::from(session.down.window_bytes().min(most)));
+        let wanted: u64 = windows.sum();
+        if wanted <= total {
+            window
+        } else {
+            ((u64::from(window) * total / wanted) as u32).max(BLOCK_BYTES).min(window)
         }
     }
 

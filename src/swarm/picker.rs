@@ -114,6 +114,11 @@ impl Picker {
         Picker { layout, have, left_bytes, rarity, begun: BTreeMap::new(), open: Vec::new(), sequential_floor, rng }
     }
 
+    /// From now on pieces are begun in file order.
+    pub fn pick_in_order(&mut self) {
+        self.sequential_floor.get_or_insert(0);
+    }
+
     pub fn have(&self) -> &Bitfield {
         &self.have
     }
@@ -618,6 +623,9 @@ mod tests {
         let layout = picker.layout();
         picker.forget(layout.piece(0).unwrap(), peers.iter());
         assert_eq!(picks(&mut picker, &peers, 0, 4, 1), "0:0+4");
+        let (mut picker, peers) = self::picker("....######", &["##########"], false, 1);
+        picker.pick_in_order();
+        assert_eq!(picks(&mut picker, &peers, 0, 4, 4), "0:0+4 1:0+4 2:0+4 3:0+4");
     }
 
     #[test]

@@ -11,6 +11,11 @@ use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{Layout, PieceIndex};
 
 const ABSENT: u32 = u32::MAX;
+/// Of the order, so many pieces at most are looked at for one that a peer has: a torrent may have a million of them, and
+/// a peer but a few. Beyond that, its own pieces are looked through, eight at a time ...
+const LOOKED_AT: usize = 1_024;
+/// ... and the rarest of so many is taken.
+const SAMPLED: usize = 32;
 
 #[derive(Clone, Debug, Default)]
 pub struct Rarity {
@@ -23,6 +28,8 @@ pub struct Rarity {
     place: Vec<u32>,
     /// By availability: the end of its bucket in `order`.
     bucket_end: Vec<u32>,
+    /// The pieces in `order`.
+    fresh: Bitfield,
 }
 
 impl Rarity {
@@ -35,7 +42,11 @@ impl Rarity {
             place[piece.as_usize()] = at as u32;
         }
         let bucket_end = vec![order.len() as u32];
-        Rarity { availability: vec![0; layout.piece_count() as usize], seeds: 0, order, place, bucket_end }
+        let mut fresh = Bitfield::empty(layout.piece_count());
+        for &piece in &order {
+            fresh.set(piece);
+        }
+        Rarity { availability: vec![0; layout.piece_count() as usize], seeds: 0, order, place, bucket_end, fresh }
     }
 
     /// How many peers have this piece.
@@ -99,6 +110,7 @@ impl Rarity {
         let mut at = self.order.len();
         self.order.push(piece);
         self.place[piece.as_usize()] = at as u32;
+        self.fresh.set(piece);
         for higher in (bucket + 1..self.bucket_end.len()).rev() {
             let first = self.bucket_end[higher - 1] as usize;
             self.swap(at, first);
@@ -124,11 +136,15 @@ impl Rarity {
         }
         self.order.pop();
         self.place[piece.as_usize()] = ABSENT;
+        self.fresh.clear(piece);
     }
 
-    /// The rarest piece that `peer` has.
+    /// The rarest piece that `peer` has; of a peer that has none of the rarest many, a rare one.
     pub fn rarest(&self, peer: &Bitfield) -> Option<PieceIndex> {
-        self.candidates(peer).iter().copied().find(|&piece| peer.get(piece))
+        let candidates = self.candidates(peer);
+        let found = candidates.iter().take(LOOKED_AT).copied().find(|&piece| peer.get(piece));
+        // The order is random: so is where to begin.
+        found.or_else(|| self.sample(peer, candidates.get(LOOKED_AT)?.as_usize()))
     }
 
     /// Any piece that `peer` has, wherever it stands in the order.
@@ -138,7 +154,20 @@ impl Rarity {
             return None;
         }
         let (before, after) = candidates.split_at(rng.random_range(0..candidates.len()));
-        after.iter().chain(before).copied().find(|&piece| peer.get(piece))
+        let found = after.iter().chain(before).take(LOOKED_AT).copied().find(|&piece| peer.get(piece));
+        found.or_else(|| self.sample(peer, after.first()?.as_usize()))
+    }
+
+    /// The rarest of the first few pieces that may be begun and that `peer` has, from the `start`th piece on.
+    fn sample(&self, peer: &Bitfield, start: usize) -> Option<PieceIndex> {
+        let both = peer.as_bytes().iter().zip(self.fresh.as_bytes()).map(|(theirs, fresh)| theirs & fresh);
+        let (before, from) = (both.clone().enumerate().take(start / 8), both.enumerate().skip(start / 8));
+        let filled = from.chain(before).filter(|(_, bits)| *bits != 0);
+        let bits = filled
+            .flat_map(|(at, bits)| (0..8).filter(move |bit| bits & 0x80 >> bit != 0).map(move |bit| at * 8 + bit));
+        let place = |piece: usize| self.place.get(piece).copied().unwrap_or(ABSENT);
+        let first = bits.take(SAMPLED).map(place).min()?;
+        self.order.get(first as usize).copied()
     }
 
     /// What such a peer may have: of one that has not all, nothing lies in the bucket of pieces that only seeds have.
@@ -180,6 +209,8 @@ impl Rarity {
             assert_eq!(self.place[piece.as_usize()] as usize, at);
         }
         assert_eq!(self.place.iter().filter(|&&at| at != ABSENT).count(), self.order.len());
+        assert_eq!(self.fresh.count() as usize, self.order.len());
+        assert!(self.order.iter().all(|&piece| self.fresh.get(piece)));
     }
 }
 
@@ -225,6 +256,28 @@ mod tests {
             first[rarity.rarest(&Bitfield::full(8)).unwrap().as_usize()] += 1;
         }
         assert!(first.iter().all(|n| (350..650).contains(n)), "{first:?}");
+    }
+
+    #[test]
+    fn a_peer_with_few_of_very_many_pieces_is_not_searched_for_among_all() {
+        let (pieces, layout) = (100_000, layout(100_000));
+        let mut rng = SmallRng::seed_from_u64(1);
+        let mut rarity = Rarity::new(layout, &Bitfield::empty(pieces), &mut rng);
+        let mut peer = Bitfield::empty(pieces);
+        // All pieces are about, each once; the peer has two of them, one of which is held twice.
+        layout.pieces().for_each(|piece| rarity.increment(piece, &mut rng));
+        let [rare, common] = [77_777, 3].map(|index| layout.piece(index).unwrap());
+        rarity.increment(common, &mut rng);
+        assert_eq!((rarity.rarest(&peer), rarity.random(&peer, &mut rng)), (None, None));
+        peer.set(common);
+        assert_eq!((rarity.rarest(&peer), rarity.random(&peer, &mut rng)), (Some(common), Some(common)));
+        peer.set(rare);
+        assert_eq!(rarity.rarest(&peer), Some(rare));
+        rarity.remove(rare);
+        assert_eq!(rarity.rarest(&peer), Some(common));
+        rarity.remove(common);
+        assert_eq!(rarity.rarest(&peer), None);
+        rarity.check();
     }
 
     proptest! {

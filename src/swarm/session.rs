@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::rate::ByteRate;
+use super::superseed::Veil;
 use super::{Identity, PeerFault, SessionId};
 use crate::clock::Time;
 use crate::wire::bitfield::Bitfield;
@@ -172,9 +173,13 @@ pub(super) struct Session {
     pub peer_interested: bool,
     pub down: Download,
     pub up: Upload,
+    /// It is not told of all that we have.
+    pub veil: Option<Veil>,
     pub outbox: Vec<u8>,
     /// How far in the log of verified pieces it has been told.
     pub told: u64,
+    /// It is to be told now, though nothing else goes out.
+    pub tell_now: bool,
     pub woken: bool,
     pub closing: bool,
     offences: u32,
@@ -196,8 +201,10 @@ impl Session {
             peer_interested: false,
             down: Download::new(now),
             up: Upload::default(),
+            veil: None,
             outbox: Vec::new(),
             told,
+            tell_now: false,
             woken: false,
             closing: false,
             offences: 0,
@@ -224,6 +231,22 @@ impl Session {
         self.we_interested = interested;
         self.send(if interested { &Message::Interested } else { &Message::NotInterested });
         true
+    }
+
+    /// Whether it is to hear of a piece that we got. A peer that has the piece knows enough, unless it wants nothing and
+    /// has not shown all: it may be super-seeding (BEP 16), and waits for the piece to be passed on.
+    pub fn is_news(&self, piece: PieceIndex) -> bool {
+        !self.pieces.get(piece) || !self.peer_interested && !self.pieces.is_full()
+    }
+
+    /// It would ask us for the next piece at once: it knows of none, or has nothing under way.
+    pub fn is_hungry(&self) -> bool {
+        !self.peer_interested || !self.we_choke && !self.is_served()
+    }
+
+    /// Blocks of ours are on their way to it.
+    pub fn is_served(&self) -> bool {
+        self.up.serving > 0 || !self.up.queue.is_empty()
     }
 
     pub fn has_all(&self) -> bool {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::choker::SessionView;
 use super::picker::Picker;
 use super::session::Session;
+use super::superseed::SuperSeed;
 use super::{CloseReason, Identity, PeerFault, SessionId, SessionInfo, SessionReport};
 use crate::clock::Time;
 use crate::wire::bitfield::Bitfield;
@@ -19,6 +20,9 @@ use crate::wire::message::Message;
 
 /// How often late blocks are looked for: a quarter of the least time after which one is late.
 const TICK: Duration = Duration::from_millis(500);
+/// News of pieces that we got waits so long for something else to be sent along with, unless the peer is hungry: a swarm
+/// of small pieces would wake up for nothing else.
+const NEWS_WAIT: Duration = Duration::from_millis(75);
 /// A session's told part of the log is dropped when the log has grown to this.
 const LOG_TRIM: usize = 256;
 /// More allowed-fast pieces than this no client offers (BEP 6 suggests 10).
@@ -31,6 +35,8 @@ pub struct SwarmConfig {
     pub max_block_bytes: u32,
     /// The most to ask of one peer at a time.
     pub window_max_bytes: u32,
+    /// The most to ask of all peers together, shared in proportion to what each peer's rate calls for.
+    pub windows_total_bytes: u64,
     /// In file order instead of rarest first.
     pub sequential: bool,
 }
@@ -57,11 +63,15 @@ pub struct Swarm {
     pub(super) config: SwarmConfig,
     pub(super) picker: Picker,
     pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) super_seed: Option<SuperSeed>,
     log: VerifiedLog,
     wakes: Vec<SessionId>,
     pub(super) effects: VecDeque<Effect>,
     review_due: bool,
     pub(super) next_tick: Time,
+    /// Some session has not been told of all that we got.
+    news_waits: bool,
+    next_news: Time,
 }
 
 impl Swarm {
@@ -71,11 +81,14 @@ impl Swarm {
             config,
             picker: Picker::new(layout, have, config.sequential, seed),
             sessions: BTreeMap::new(),
+            super_seed: None,
             log: VerifiedLog::default(),
             wakes: Vec::new(),
             effects: VecDeque::new(),
             review_due: false,
             next_tick: Time::ZERO,
+            news_waits: false,
+            next_news: Time::ZERO,
         }
     }
 
@@ -89,6 +102,11 @@ impl Swarm {
 
     pub fn is_complete(&self) -> bool {
         self.picker.have().is_full()
+    }
+
+    /// From now on pieces are begun in file order instead of rarest first.
+    pub fn fetch_in_order(&mut self) {
+        self.picker.pick_in_order();
     }
 
     /// Bytes of the pieces that are not verified: the `left` of an announce.
@@ -132,15 +150,18 @@ impl Swarm {
         }));
     }
 
-    /// A session's handshakes are done. Queues what we have as its first message (BEP 3, BEP 6).
+    /// A session's handshakes are done. Queues what we have, or show of it, as its first message (BEP 3, BEP 6).
     pub fn open(&mut self, now: Time, id: SessionId, info: SessionInfo) {
+        let veil = self.veil_newcomer(now);
         let (layout, have) = (self.layout(), self.picker.have());
         let mut session = Session::new(now, id, info, layout.piece_count(), self.log.end());
-        if info.fast && have.is_full() {
-            session.send(&Message::HaveAll);
-        } else if info.fast && have.is_empty() {
+        session.veil = veil;
+        let shows_none = have.is_empty() || session.veil.is_some();
+        if info.fast && shows_none {
             session.send(&Message::HaveNone);
-        } else if !have.is_empty() {
+        } else if info.fast && have.is_full() {
+            session.send(&Message::HaveAll);
+        } else if !shows_none {
             session.send(&Message::Bitfield(have.as_bytes().to_vec()));
         }
         // Silence says that the peer has nothing, and that is what is counted until it speaks.
@@ -194,8 +215,8 @@ impl Swarm {
         match message {
             Message::Choke => self.peer_chokes(id),
             Message::Unchoke => session.peer_chokes = false,
-            Message::Interested => self.peer_interest(id, true),
-            Message::NotInterested => self.peer_interest(id, false),
+            Message::Interested => self.peer_interest(now, id, true),
+            Message::NotInterested => self.peer_interest(now, id, false),
             Message::Have(index) => self.peer_has(id, index)?,
             Message::Bitfield(bytes) => {
                 let pieces = Bitfield::from_wire(&bytes, session.pieces.piece_count())?;
@@ -206,7 +227,7 @@ impl Swarm {
                 self.peer_has_these(id, pieces)?;
             }
             Message::HaveNone => self.peer_has_these(id, Bitfield::empty(self.layout().piece_count()))?,
-            Message::Request(raw) => self.peer_requests(id, raw)?,
+            Message::Request(raw) => self.peer_requests(now, id, raw)?,
             Message::Cancel(raw) => self.peer_cancels(id, raw)?,
             Message::Reject(raw) => self.peer_rejects(now, id, raw)?,
             Message::AllowedFast(index) => self.peer_allows_fast(id, index)?,
@@ -230,7 +251,8 @@ impl Swarm {
         if let Some(incoming) = self.sessions.get(&id).and_then(|session| session.down.incoming) {
             self.block_lost(id, incoming.block);
         }
-        let Some(session) = self.sessions.remove(&id) else { return };
+        let Some(mut session) = self.sessions.remove(&id) else { return };
+        self.superseed_leaves(session.veil.take());
         let mut opened = false;
         for request in session.down.outstanding.iter().filter(|request| !request.late) {
             opened |= self.picker.unask(request.block, false);
@@ -248,21 +270,33 @@ impl Swarm {
     pub fn drain_sends(&mut self, now: Time, id: SessionId, out: &mut Vec<u8>, max_bytes: usize) -> bool {
         let Some(session) = self.sessions.get_mut(&id) else { return false };
         out.append(&mut session.outbox);
+        let more_to_show = self.show_pieces(now, id, out, max_bytes);
+        let more_requests = self.fill_requests(now, id, out, max_bytes);
+        let more_news = self.tell_news(id, out, max_bytes);
+        more_to_show || more_requests || more_news
+    }
+
+    /// News of our pieces, if something else goes out or it has waited long enough.
+    fn tell_news(&mut self, id: SessionId, out: &mut Vec<u8>, max_bytes: usize) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
         let end = self.log.end();
         if session.pieces.is_full() {
             session.told = end;
         }
+        if session.told == end || out.is_empty() && !session.tell_now && !session.is_served() {
+            return false;
+        }
         while session.told < end && out.len() < max_bytes {
             let piece = self.log.get(session.told);
             session.told += 1;
-            if let Some(piece) = piece.filter(|&piece| !session.pieces.get(piece)) {
+            if let Some(piece) = piece.filter(|&piece| session.is_news(piece)) {
                 Message::Have(piece.get()).encode(out);
             }
         }
         let more = session.told < end;
+        session.tell_now = more;
         self.trim_log();
-        let more_requests = self.fill_requests(now, id, out, max_bytes);
-        more || more_requests
+        more
     }
 
     /// Sessions that have something to send or to serve since the last call, beside the one each call was made for.
@@ -280,7 +314,7 @@ impl Swarm {
         self.effects.pop_front().or_else(|| std::mem::take(&mut self.review_due).then_some(Effect::ReviewChoking))
     }
 
-    /// When [`Swarm::handle_timeout`] wants to be called: while requests are under way.
+    /// When [`Swarm::handle_timeout`] wants to be called: while requests are under way, or pieces shown one by one.
     pub fn next_timeout(&self) -> Option<Time> {
         let waits = |session: &Session| {
             !session.down.outstanding.is_empty()
@@ -289,20 +323,29 @@ impl Swarm {
                 || !session.down.refused.is_empty()
                 || (session.down.starved && !session.peer_chokes)
         };
-        self.sessions.values().any(waits).then_some(self.next_tick)
+        let tick = (self.super_seed.is_some() || self.sessions.values().any(waits)).then_some(self.next_tick);
+        let news = self.news_waits.then_some(self.next_news);
+        tick.into_iter().chain(news).min()
     }
 
     pub fn handle_timeout(&mut self, now: Time) {
+        if self.news_waits && now >= self.next_news {
+            self.news_waits = false;
+            self.next_news = now + NEWS_WAIT;
+            self.wake_for_news();
+        }
         if now >= self.next_tick {
             self.next_tick = now + TICK;
             self.look_for_late_blocks(now);
+            self.review_veils(now);
         }
     }
 
-    fn peer_interest(&mut self, id: SessionId, interested: bool) {
+    fn peer_interest(&mut self, now: Time, id: SessionId, interested: bool) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         if std::mem::replace(&mut session.peer_interested, interested) != interested {
             self.request_review();
+            self.superseed_interest(now, id, interested);
         }
     }
 
@@ -317,7 +360,9 @@ impl Swarm {
                 session.down.fresh_exhausted = false;
                 session.update_interest();
             }
-            if session.pieces.is_full() {
+            let is_full = session.pieces.is_full();
+            self.superseed_has(id, piece);
+            if is_full {
                 self.part_if_both_seed(id);
             }
         }
@@ -339,6 +384,7 @@ impl Swarm {
         session.pieces = pieces;
         session.down.fresh_exhausted = false;
         session.update_interest();
+        self.superseed_has_these(id);
         self.part_if_both_seed(id);
         Ok(())
     }
@@ -358,9 +404,11 @@ impl Swarm {
         self.log.pieces.push(piece);
         let mut wakes = Vec::new();
         for session in self.sessions.values_mut() {
-            let has_it = session.pieces.get(piece);
-            session.useful -= u32::from(has_it);
-            if !has_it || session.update_interest() {
+            session.useful -= u32::from(session.pieces.get(piece));
+            let is_news = session.is_news(piece);
+            session.tell_now |= is_news && session.is_hungry();
+            self.news_waits |= is_news && !session.tell_now;
+            if session.update_interest() || session.tell_now {
                 wakes.push(session.id);
             }
         }
@@ -373,6 +421,16 @@ impl Swarm {
         }
     }
 
+    fn wake_for_news(&mut self) {
+        let end = self.log.end();
+        let mut wakes = Vec::new();
+        for session in self.sessions.values_mut().filter(|session| session.told < end) {
+            session.tell_now = true;
+            wakes.push(session.id);
+        }
+        wakes.into_iter().for_each(|id| self.wake(id));
+    }
+
     /// A piece that we had is not there any more (its file changed): it is no longer served, and wanted again. Peers
     /// cannot be told; their requests for it are rejected.
     pub fn forget_piece(&mut self, piece: PieceIndex) {
@@ -380,6 +438,7 @@ impl Swarm {
         if !picker.forget(piece, sessions.values().map(|session| &session.pieces)) {
             return;
         }
+        self.lift_veils();
         let mut wakes = Vec::new();
         for session in self.sessions.values_mut() {
             session.withdraw(|block| block.piece() == piece);
@@ -392,9 +451,9 @@ impl Swarm {
         self.request_review();
     }
 
-    /// Two ends that need nothing of each other part.
-    fn part_if_both_seed(&mut self, id: SessionId) {
-        if self.both_seed(id) {
+    /// Two ends that need nothing of each other part, once the peer can know it too: else it would be back soon.
+    pub(super) fn part_if_both_seed(&mut self, id: SessionId) {
+        if self.both_seed(id) && !self.lift_veil(id) {
             self.tell_to_close(id, CloseReason::BothSeeds);
         }
     }
@@ -489,7 +548,12 @@ mod tests {
     /// Eight pieces of 64 KiB, with a session open.
     fn swarm(have: u8, fast: bool) -> Swarm {
         let layout = Layout::new(8 * 65_536, 65_536).unwrap();
-        let config = SwarmConfig { max_block_bytes: 128 << 10, window_max_bytes: 8 << 20, sequential: true };
+        let config = SwarmConfig {
+            max_block_bytes: 128 << 10,
+            window_max_bytes: 8 << 20,
+            windows_total_bytes: 64 << 20,
+            sequential: true,
+        };
         let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[have], 8).unwrap(), 1);
         swarm.open(NOW, ID, SessionInfo { identity: Identity::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), fast });
         swarm
@@ -520,14 +584,22 @@ mod tests {
 
     #[test]
     fn the_first_message_says_what_we_have() {
-        for (have, fast, expected) in [
-            (0xFF, true, vec![Message::HaveAll]),
-            (0, true, vec![Message::HaveNone]),
-            (0x81, true, vec![Message::Bitfield(vec![0x81])]),
-            (0xFF, false, vec![Message::Bitfield(vec![0xFF])]),
-            (0, false, vec![]),
-        ] {
+        for (have, fast, expected) in
+            [(0, true, vec![Message::HaveNone]), (0x81, true, vec![Message::Bitfield(vec![0x81])]), (0, false, vec![])]
+        {
             assert_eq!(sent(&mut swarm(have, fast)), expected);
+        }
+        // Who completes among others is no lone seed.
+        for (fast, expected) in [(true, Message::HaveAll), (false, Message::Bitfield(vec![0xFF]))] {
+            let mut swarm = swarm(0xFE, fast);
+            swarm.piece_verified(swarm.layout().piece(7).unwrap());
+            let info = SessionInfo { identity: Identity::Key([2; 32]), fast };
+            swarm.open(NOW, SessionId(2), info);
+            let mut out = Vec::new();
+            swarm.drain_sends(NOW, SessionId(2), &mut out, 1 << 20);
+            let mut framer = Framer::new(1);
+            framer.push(&out);
+            assert_eq!(framer.next().unwrap(), Some(Frame::Message(expected)));
         }
     }
 
@@ -545,22 +617,61 @@ mod tests {
         // It has it, we get it elsewhere: nothing of interest is left.
         let piece = swarm.layout().piece(4).unwrap();
         assert_eq!(swarm.piece_verified(piece), []);
-        assert_eq!(sent(&mut swarm), [Message::NotInterested]);
+        assert_eq!(sent(&mut swarm), [Message::NotInterested, Message::Have(4)]);
     }
 
     #[test]
-    fn haves_go_to_those_that_lack_the_piece() {
-        let mut swarm = swarm(0, true);
-        swarm.receive(NOW, ID, Message::Bitfield(vec![0b0100_0000])).unwrap();
-        sent(&mut swarm);
-        for piece in [0, 1, 2] {
-            swarm.piece_verified(swarm.layout().piece(piece).unwrap());
+    fn news_goes_to_those_that_lack_the_piece_and_to_those_that_may_count_copies() {
+        for (interested, expected) in [(true, vec![0, 2]), (false, vec![0, 1, 2])] {
+            let mut swarm = swarm(0, true);
+            swarm.receive(NOW, ID, Message::Bitfield(vec![0b0100_0000])).unwrap();
+            if interested {
+                swarm.receive(NOW, ID, Message::Interested).unwrap();
+            }
+            sent(&mut swarm);
+            for piece in [0, 1, 2] {
+                swarm.piece_verified(swarm.layout().piece(piece).unwrap());
+            }
+            let mut wakes = Vec::new();
+            swarm.take_wakes(&mut wakes);
+            assert_eq!(wakes, [ID], "woken once");
+            let have = |message: &Message| if let Message::Have(piece) = message { Some(*piece) } else { None };
+            let haves: Vec<u32> = sent(&mut swarm).iter().filter_map(have).collect();
+            assert_eq!(haves, expected);
         }
-        let mut wakes = Vec::new();
-        swarm.take_wakes(&mut wakes);
-        assert_eq!(wakes, [ID], "woken once");
-        let haves: Vec<Message> = sent(&mut swarm).into_iter().filter(|m| matches!(m, Message::Have(_))).collect();
-        assert_eq!(haves, [Message::Have(0), Message::Have(2)]);
+    }
+
+    #[test]
+    fn news_waits_for_something_to_ride_with_but_not_long() {
+        let mut swarm = swarm(0b0000_0001, true);
+        swarm.receive(NOW, ID, Message::Interested).unwrap();
+        sent(&mut swarm);
+        let woken = |swarm: &mut Swarm| {
+            let mut wakes = Vec::new();
+            swarm.take_wakes(&mut wakes);
+            wakes == [ID]
+        };
+        woken(&mut swarm);
+        let verify = |swarm: &mut Swarm, piece| {
+            let piece = swarm.layout().piece(piece).unwrap();
+            swarm.piece_verified(piece);
+        };
+        verify(&mut swarm, 0);
+        assert!(!woken(&mut swarm), "it is choked: nothing is lost");
+        assert_eq!(sent(&mut swarm), []);
+        swarm.queue_message(ID, &Message::KeepAlive);
+        assert_eq!(sent(&mut swarm), [Message::KeepAlive, Message::Have(0)]);
+        woken(&mut swarm);
+        verify(&mut swarm, 1);
+        swarm.handle_timeout(swarm.next_timeout().unwrap().max(NOW));
+        assert!(woken(&mut swarm));
+        assert_eq!(sent(&mut swarm), [Message::Have(1)]);
+        verify(&mut swarm, 2);
+        assert_eq!(swarm.next_timeout(), Some(NOW + NEWS_WAIT), "not sooner after the last");
+        swarm.set_choke(ID, false);
+        sent(&mut swarm);
+        verify(&mut swarm, 3);
+        assert_eq!(sent(&mut swarm), [Message::Have(3)], "its pipe from us is dry");
     }
 
     #[test]
@@ -727,6 +838,27 @@ mod tests {
         swarm.check();
         assert!(!swarm.report(later, ID).unwrap().snubbed);
         assert_eq!(swarm.report(later, OTHER).unwrap().outstanding, 3, "one was cancelled");
+    }
+
+    #[test]
+    fn the_windows_of_all_peers_share_what_may_be_under_way() {
+        let layout = Layout::new(64 * 65_536, 65_536).unwrap();
+        let config = SwarmConfig {
+            max_block_bytes: 16 << 10,
+            window_max_bytes: 8 << 20,
+            windows_total_bytes: 8 * 16_384,
+            sequential: false,
+        };
+        let mut swarm = Swarm::new(config, layout, Bitfield::empty(64), 1);
+        for id in (1..=4).map(SessionId) {
+            swarm.open(NOW, id, SessionInfo { identity: Identity::Key([id.0 as u8; 32]), fast: true });
+            swarm.receive(NOW, id, Message::HaveAll).unwrap();
+            swarm.receive(NOW, id, Message::Unchoke).unwrap();
+        }
+        for id in (1..=4).map(SessionId) {
+            swarm.drain_sends(NOW, id, &mut Vec::new(), 1 << 20);
+            assert_eq!(swarm.report(NOW, id).unwrap().outstanding, 2, "of a first window of four blocks");
+        }
     }
 
     #[test]

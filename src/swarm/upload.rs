@@ -32,6 +32,7 @@ impl Swarm {
             // A turn's quota is used up: it may be another's.
             self.request_review();
         }
+        self.superseed_sent(now, id, block);
     }
 
     /// The block could not be read: the peer is told, where it understands (BEP 6).
@@ -56,7 +57,7 @@ impl Swarm {
         self.wake(id);
     }
 
-    pub(super) fn peer_requests(&mut self, id: SessionId, raw: RawBlock) -> Result<(), PeerFault> {
+    pub(super) fn peer_requests(&mut self, now: Time, id: SessionId, raw: RawBlock) -> Result<(), PeerFault> {
         let block = self.picker.layout().block(raw);
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         let Some(had) = block.filter(|block| self.picker.have().get(block.piece())) else {
@@ -69,6 +70,8 @@ impl Swarm {
             session.reject(raw);
         } else if !session.up.queue.contains(&had) {
             session.up.queue.push_back(had);
+            self.superseed_asked(now, id, had.piece());
+            return Ok(());
         }
         if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
     }

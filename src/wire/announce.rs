@@ -3,6 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::id::{InfoHash, PeerId};
+use super::name::text_within;
 
 /// Peers taken from one reply: trackers hand out 50 to 200, and what is dialled is far less; it bounds the memory that a
 /// reply of 1 MiB can turn into.
@@ -76,8 +77,7 @@ pub struct ScrapeEntry {
 
 /// Text for people out of a stranger's bytes: at most [`MAX_REASON_BYTES`], what is no UTF-8 replaced.
 pub(in crate::wire) fn reason_text(bytes: &[u8]) -> String {
-    let kept = bytes.get(..MAX_REASON_BYTES).unwrap_or(bytes);
-    String::from_utf8_lossy(kept).trim().to_owned()
+    text_within(bytes, MAX_REASON_BYTES).trim().to_owned()
 }
 
 #[cfg(test)]
@@ -141,5 +141,6 @@ mod tests {
         assert_eq!(reason_text(b" not here \n"), "not here");
         assert_eq!(reason_text(b"\xff\xfe"), "\u{fffd}\u{fffd}");
         assert_eq!(reason_text(&[b'a'; 100_000]).len(), MAX_REASON_BYTES);
+        assert_eq!(reason_text(&[0xFF; 100_000]).len(), MAX_REASON_BYTES - 2);
     }
 }

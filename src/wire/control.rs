@@ -641,6 +641,22 @@ pub struct Shared {
     pub published: bool,
 }
 
+/// `limit`: how fast to go from now on, bytes per second, until the daemon ends; 0 is no limit, `None` leaves what is.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct SetLimits {
+    pub up_bytes_per_s: Option<u64>,
+    pub down_bytes_per_s: Option<u64>,
+}
+
+/// Answer to `limit`: what holds now; 0 is no limit.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct Limits {
+    pub up_bytes_per_s: u64,
+    pub down_bytes_per_s: u64,
+    /// Peers of our own subnets are not held back.
+    pub lan_exempt: bool,
+}
+
 /// Answer to `leave`: the daemon has told the trackers and exits.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Left {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::bencode::{self, BencodeError, DictEncoder, Encoder, Limits, Value};
 use super::identity::{self, Offer};
+use super::name::text_within;
 
 /// Other clients send 100 to 500 bytes; a handshake may be repeated at will, so each must be cheap.
 pub const MAX_HANDSHAKE_BYTES: usize = 16 * 1024;
@@ -96,7 +97,7 @@ impl ExtensionHandshake {
             b"yourip",
         ]);
         Ok(ExtensionHandshake {
-            client: v.and_then(Value::as_bytes).map(client_text),
+            client: v.and_then(Value::as_bytes).map(|name| text_within(name, MAX_CLIENT_BYTES)),
             port: int(p).filter(|&port| port != 0),
             reqq: int(reqq),
             yourip: yourip.and_then(Value::as_bytes).and_then(address),

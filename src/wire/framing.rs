@@ -186,12 +186,8 @@ impl Framer {
                 return Ok(Some(Frame::Message(Message::Unknown(id))));
             }
         }
-        let Some(payload) = payload.get(..payload_bytes as usize) else {
-            // Room for the rest at once: a long bitfield then arrives without the buffer growing step by step.
-            let missing = PREFIX_BYTES + length as usize - pending.len();
-            self.buffer.reserve(missing);
-            return Ok(None);
-        };
+        // No room is made for what a length merely claims: the buffer grows with what comes.
+        let Some(payload) = payload.get(..payload_bytes as usize) else { return Ok(None) };
         let message = decode(id, payload).ok_or(FrameError::WrongLength { id, payload_bytes })?;
         self.read += PREFIX_BYTES + length as usize;
         Ok(Some(Frame::Message(message)))
@@ -343,6 +339,16 @@ mod tests {
             }
         }
         out
+    }
+
+    #[test]
+    fn a_length_alone_claims_no_memory() {
+        for id in [id::EXTENDED, id::BITFIELD] {
+            let mut framer = Framer::new(100_000);
+            framer.push(&[0, 1, 0x86, 0xA1, id, 1]);
+            assert_eq!(framer.next(), Ok(None));
+            assert!(framer.buffer.capacity() < 64, "{} bytes", framer.buffer.capacity());
+        }
     }
 
     proptest! {

@@ -287,7 +287,8 @@ fn single(name: &FileName, length: Option<Value<'_>>, attr: Option<Value<'_>>) -
 }
 
 fn multi(name: &FileName, list: List<'_>) -> Result<Vec<FileEntry>, MetainfoError> {
-    let mut files = Vec::new();
+    // Room for exactly as many: grown by doubling they would take more than four times their bytes.
+    let mut files = Vec::with_capacity(list.iter().take(MAX_FILES).count());
     let mut offset: u64 = 0;
     let mut paths_bytes = 0;
     for (index, file) in list.iter().enumerate() {
@@ -310,7 +311,6 @@ fn multi(name: &FileName, list: List<'_>) -> Result<Vec<FileEntry>, MetainfoErro
     if files.is_empty() {
         return Err(MetainfoError::Missing("files"));
     }
-    files.shrink_to_fit();
     refuse_same_paths(&files)?;
     Ok(files)
 }
@@ -336,7 +336,8 @@ fn has_attr(attr: Option<Value<'_>>, letter: u8) -> bool {
 
 /// No path may be there twice, nor be a folder of another. Padding is never written and may repeat itself.
 fn refuse_same_paths(files: &[FileEntry]) -> Result<(), MetainfoError> {
-    let mut paths: Vec<&RelPath> = files.iter().filter(|file| !file.padding).map(|file| &file.path).collect();
+    let mut paths: Vec<&RelPath> = Vec::with_capacity(files.len());
+    paths.extend(files.iter().filter(|file| !file.padding).map(|file| &file.path));
     // Compared name by name, what lies below a path follows it directly.
     paths.sort_unstable_by(|a, b| a.components().cmp(b.components()));
     for pair in paths.windows(2) {
@@ -616,6 +617,7 @@ mod tests {
         let expected = "5:filesld6:lengthi70000e4:pathl1:aeed6:lengthi0e4:pathl1:b5:emptyeed6:lengthi5e4:pathl1:b1:zeee4:name3:dir";
         assert!(made.escape_ascii().to_string().contains(expected));
         let read = Metainfo::parse(&made).unwrap();
+        assert_eq!(read.files.capacity(), 3, "room for more files than there are");
         assert!(read.is_multi_file() && !read.is_private());
         let entry = |at: &str, offset, len| FileEntry { path: path(at), offset, len, padding: false };
         assert_eq!(

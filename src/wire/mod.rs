@@ -15,6 +15,7 @@ pub mod layout;
 pub mod message;
 pub mod metainfo;
 pub mod name;
+pub mod rate;
 pub mod recipe;
 pub mod tracker_http;
 pub mod tracker_udp;

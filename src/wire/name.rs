@@ -210,6 +210,15 @@ pub fn escape_for_terminal(text: &str) -> String {
     escaped
 }
 
+/// Text out of a stranger's bytes: what is no UTF-8 replaced, then at most `max_bytes` of it in whole characters.
+pub(in crate::wire) fn text_within(bytes: &[u8], max_bytes: usize) -> String {
+    // A character has at most four bytes: with three more the last one that is kept is never a broken one.
+    let near = bytes.get(..max_bytes + 3).unwrap_or(bytes);
+    let mut text = String::from_utf8_lossy(near).into_owned();
+    text.truncate(text.floor_char_boundary(max_bytes));
+    text
+}
+
 /// A name's stem and type: up to the last dot, and after it; the type is `-` if there is none. A dot at the very
 /// beginning separates nothing.
 pub fn split_extension(name: &str) -> (&str, &str) {
@@ -295,6 +304,17 @@ mod tests {
         ] {
             assert_eq!(split_extension(name), parts);
         }
+    }
+
+    /// What is no UTF-8 takes three bytes for each that came: a cap on what came is none on what is kept.
+    #[test]
+    fn text_is_cut_after_it_was_made_and_between_characters() {
+        assert_eq!(text_within(b"peerd", 64), "peerd");
+        assert_eq!(text_within(&[b'v'; 200], 64), "v".repeat(64));
+        assert_eq!(text_within(&[0xFF; 200], 64), "\u{FFFD}".repeat(21));
+        assert_eq!(text_within("xяя".as_bytes(), 4), "xя");
+        assert_eq!(text_within("xяя".as_bytes(), 5), "xяя");
+        assert_eq!(text_within("😀".as_bytes(), 3), "");
     }
 
     proptest! {

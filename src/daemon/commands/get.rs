@@ -28,7 +28,7 @@ enum Resolved {
 }
 
 impl Commands {
-    pub(super) async fn get(&self, get: Get, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
+    pub(super) async fn get(&self, get: Get, in_order: bool, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let begun = self.core.clock.now();
         let torrent = match self.resolve(get.what).await? {
             Resolved::Answer(answer) => return Ok(*answer),
@@ -41,6 +41,9 @@ impl Commands {
         };
         if torrent.with_status(|status| status.paused || matches!(status.phase, Phase::Error(_) | Phase::Missing)) {
             self.core.resume(&torrent).await.map_err(|error| Failure::failed(error.to_string()))?;
+        }
+        if in_order {
+            torrent.fetch_in_order();
         }
         let summary = &torrent.summary;
         let started = Started {

@@ -1,4 +1,4 @@
-//! `pause`, `resume`, `verify`, `remove`, `leave`.
+//! `pause`, `resume`, `verify`, `remove`, `limit`, `leave`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +9,10 @@ use crate::daemon::checking::Asked;
 use crate::daemon::control::Reply;
 use crate::daemon::torrent::{Origin, Phase, Torrent};
 use crate::db::Batch;
-use crate::wire::control::{Answer, Changed, Failure, Left, NotTold, PathBytes, Remove, Removed, Verified, What};
+use crate::wire::control::{
+    Answer, Changed, Failure, Left, Limits, NotTold, PathBytes, Remove, Removed, SetLimits, Verified, What,
+};
+use crate::wire::rate::Rate;
 
 /// design.md *Leave*: the trackers have so long to hear it.
 const LEAVE_WITHIN: Duration = Duration::from_secs(5);
@@ -91,6 +94,21 @@ impl Commands {
             data_deleted: remove.data,
             declined,
         }))
+    }
+
+    /// From now on, until the daemon ends.
+    pub(super) fn limit(&self, set: &SetLimits) -> Answer {
+        let (limits, now) = (&self.core.limits, self.core.clock.now());
+        for (direction, bytes_per_s) in [(&limits.up, set.up_bytes_per_s), (&limits.down, set.down_bytes_per_s)] {
+            if let Some(bytes_per_s) = bytes_per_s {
+                direction.set_rate(now, Rate::from_bytes_per_s(bytes_per_s));
+            }
+        }
+        Answer::Limits(Limits {
+            up_bytes_per_s: limits.up.rate().bytes_per_s(),
+            down_bytes_per_s: limits.down.rate().bytes_per_s(),
+            lan_exempt: self.core.options.lan_exempt,
+        })
     }
 
     pub(super) async fn leave(&self) -> Result<Answer, Failure> {

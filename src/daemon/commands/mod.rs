@@ -29,7 +29,8 @@ impl Commands {
 impl Engine for Commands {
     async fn handle(&self, request: Request, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         match request {
-            Request::Get(get) => self.get(get, reply).await,
+            Request::Get(get) => self.get(get, false, reply).await,
+            Request::GetInOrder(get) => self.get(get, true, reply).await,
             Request::List => self.list(reply).await,
             Request::Search(search) => self.search(search, reply).await,
             Request::Show(what) => self.show(what, reply).await,
@@ -41,6 +42,7 @@ impl Engine for Commands {
             Request::Verify(what) => self.verify(what, reply).await,
             Request::Remove(remove) => self.remove(remove).await,
             Request::Share(share) => self.share(share, reply).await,
+            Request::Limit(set) => Ok(self.limit(&set)),
             Request::Leave => self.leave().await,
         }
     }

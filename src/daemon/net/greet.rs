@@ -174,7 +174,8 @@ fn admit(
         inner.swarm.open(now, handle.id, info);
         if theirs.reserved.extension() {
             let offer = proving.as_ref().map(Proving::offer);
-            inner.swarm.queue_message(handle.id, &introduction::ours(core, &torrent, addr, offer));
+            let seeding = inner.swarm.is_complete() && inner.swarm.is_open_to(handle.id);
+            inner.swarm.queue_message(handle.id, &introduction::ours(core, seeding, addr, offer));
         }
     }
     Ok(Greeted { torrent, active, handle, proving, stream, _place: place })

@@ -39,9 +39,9 @@ pub fn begin_proving(
     Some(Proving::new(if outgoing { Role::Dialler } else { Role::Listener }, ours, theirs))
 }
 
-/// What we say of ourselves (BEP 10): `max_block` and the offer are ours, an ordinary client ignores them.
-pub fn ours(core: &Core, torrent: &Torrent, peer: SocketAddr, offer: Option<Offer>) -> Message {
-    let seeding = torrent.with_status(|status| status.complete);
+/// What we say of ourselves (BEP 10): `max_block` and the offer are ours, an ordinary client ignores them. `seeding` only
+/// where the peer is told of all we have: clients close on one that will only upload and seems to have nothing.
+pub fn ours(core: &Core, seeding: bool, peer: SocketAddr, offer: Option<Offer>) -> Message {
     let introduction = ExtensionHandshake {
         client: Some(concat!("peerd ", env!("CARGO_PKG_VERSION")).to_owned()),
         reqq: Some(REQUESTS_SERVED),

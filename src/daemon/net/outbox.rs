@@ -8,12 +8,17 @@ use tokio::task::JoinHandle;
 use crate::clock::Time;
 use crate::daemon::torrent::{Active, Torrent};
 use crate::swarm::{SessionId, Swarm};
-use crate::wire::layout::Block;
+use crate::wire::layout::{BLOCK_BYTES, Block};
 use crate::wire::message::{self, Message, PIECE_HEADER_BYTES};
 
-/// Blocks are read and sent in batches of about so many bytes: large enough that a call costs little per byte, small
-/// enough that two of them for each of 200 sessions stay bounded (only unchoked sessions have any).
-const BATCH_BYTES: usize = 256 * 1024;
+/// Blocks are read and sent in batches of at most so many bytes: large enough that a call costs little per byte, small
+/// enough that two of them for each of 200 sessions stay bounded (only unchoked sessions have any) ...
+const MAX_BATCH_BYTES: usize = 256 * 1024;
+/// ... and at least so many: one block is read while another is sent.
+const MIN_BATCH_BYTES: usize = BLOCK_BYTES as usize;
+/// What has left the rules' hands cannot be taken back when its taker is choked or has it from elsewhere: it is as much
+/// as the session sends in this time, once in a batch and once in the socket.
+const AHEAD_MS: u64 = 50;
 /// Encoded messages taken from the rules at a time.
 const MESSAGES_BYTES: usize = 64 * 1024;
 
@@ -53,6 +58,13 @@ pub struct Outbox {
     ready: Option<Batch>,
     /// A batch's memory, used again.
     spare: Vec<u8>,
+    batch_bytes: usize,
+}
+
+/// A power of two, so that it seldom changes.
+fn batch_bytes(rate_bytes_per_s: u64) -> usize {
+    let ahead = rate_bytes_per_s.saturating_mul(AHEAD_MS) / 1_000;
+    usize::try_from(ahead).unwrap_or(MAX_BATCH_BYTES).min(MAX_BATCH_BYTES).next_power_of_two().max(MIN_BATCH_BYTES)
 }
 
 impl Outbox {
@@ -99,6 +111,14 @@ impl Outbox {
         std::mem::take(&mut self.sent_blocks)
     }
 
+    /// Adapts to the rate at which the session sends. Returns what the socket is to be bounded to, if that changed:
+    /// `Some(None)` is a link so fast that a bound would only cost.
+    pub fn pace(&mut self, rate_bytes_per_s: u64) -> Option<Option<u32>> {
+        let batch_bytes = batch_bytes(rate_bytes_per_s);
+        let changed = std::mem::replace(&mut self.batch_bytes, batch_bytes) != batch_bytes;
+        changed.then(|| (batch_bytes < MAX_BATCH_BYTES).then_some(batch_bytes as u32))
+    }
+
     /// Chooses what goes out next, messages before blocks, and which blocks are to be read meanwhile.
     pub fn fill(&mut self, swarm: &mut Swarm, now: Time, id: SessionId) {
         if matches!(self.sending, Sending::Nothing) {
@@ -113,7 +133,7 @@ impl Outbox {
             return;
         }
         let mut bytes: usize = self.wanted.iter().map(|b| b.len() as usize).sum();
-        while bytes < BATCH_BYTES {
+        while bytes < self.batch_bytes {
             let Some(block) = swarm.next_upload(id) else { break };
             bytes += block.len() as usize;
             self.wanted.push(block);
@@ -179,4 +199,21 @@ fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes:
         at += PIECE_HEADER_BYTES + block.len() as usize;
     }
     BatchRead::Read(Batch { bytes, blocks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slow_session_has_little_ahead_and_a_fast_one_is_not_bounded() {
+        let mut outbox = Outbox::default();
+        assert_eq!(outbox.pace(0), Some(Some(16 << 10)), "nothing is known of it");
+        assert_eq!(outbox.pace(200_000), None, "a block is the least");
+        assert_eq!(outbox.pace(1_000_000), Some(Some(64 << 10)), "50 ms of 1 MB/s, rounded up");
+        assert_eq!(outbox.pace(900_000), None);
+        assert_eq!(outbox.pace(500_000_000), Some(None));
+        assert_eq!(outbox.pace(u64::MAX), None);
+        assert_eq!(outbox.pace(100_000), Some(Some(16 << 10)));
+    }
 }

@@ -16,6 +16,7 @@ use super::stream::PeerStream;
 use crate::clock::Time;
 use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
+use crate::daemon::limits::Meter;
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
 use crate::swarm::proving::{Proving, Refused};
 use crate::swarm::{PeerFault, Placement, Receipt};
@@ -69,6 +70,10 @@ pub struct Session<S: PeerStream> {
     receiving: Receiving,
     head: Box<[u8; HEAD_BYTES]>,
     outbox: Outbox,
+    up: Meter,
+    down: Meter,
+    /// The limit holds reading back; a wake says when it may go on.
+    read_held: bool,
     heard: Time,
     spoke: Time,
 }
@@ -83,12 +88,16 @@ impl<S: PeerStream> Session<S> {
         stream: S,
     ) -> Self {
         let now = core.clock.now();
+        let (up, down) = core.limits.meters(torrent.key(), &handle);
         let bitfield_bytes = active.meta.layout().piece_count().div_ceil(8);
         Session {
             framer: Framer::new(bitfield_bytes),
             receiving: Receiving::Framing,
             head: Box::new([0; HEAD_BYTES]),
             outbox: Outbox::default(),
+            up,
+            down,
+            read_held: false,
             heard: now,
             spoke: now,
             core,
@@ -122,17 +131,21 @@ impl<S: PeerStream> Session<S> {
             _ => None,
         };
         // A peer that we do not read from cannot be silent.
-        let silent_at = waiting.map_or(self.heard + SILENCE, |_| self.spoke + KEEP_ALIVE);
+        let reads = waiting.is_none() && !self.read_held;
+        let silent_at = if reads { self.heard + SILENCE } else { self.spoke + KEEP_ALIVE };
         let deadline = (self.spoke + KEEP_ALIVE).min(silent_at);
         let sleep = deadline.since(self.core.clock.now());
         tokio::select! {
-            ready = self.stream.ready(waiting.is_none(), writing) => {
+            ready = self.stream.ready(reads, writing) => {
                 ready?;
-                if waiting.is_none() {
+                if reads {
                     self.read()?;
                 }
             }
-            () = self.handle.wake.notified() => self.check_closing()?,
+            () = self.handle.wake.notified() => {
+                self.read_held = false;
+                self.check_closing()?;
+            }
             batch = self.outbox.read_done() => {
                 let failed = self.outbox.put_batch(batch);
                 self.torrent.uploads_failed(&self.core, &self.active, self.handle.id, failed);
@@ -159,7 +172,7 @@ impl<S: PeerStream> Session<S> {
 
     fn timed_out(&mut self) -> Result<(), SessionEnd> {
         let now = self.core.clock.now();
-        if now.since(self.heard) >= SILENCE && !matches!(self.receiving, Receiving::Waiting(_)) {
+        if now.since(self.heard) >= SILENCE && !self.read_held && !matches!(self.receiving, Receiving::Waiting(_)) {
             return Err(SessionEnd::Silent);
         }
         if now.since(self.spoke) >= KEEP_ALIVE {
@@ -171,14 +184,21 @@ impl<S: PeerStream> Session<S> {
 
     fn read(&mut self) -> Result<(), SessionEnd> {
         for _ in 0..READS_PER_TURN {
-            let got = match &mut self.receiving {
-                Receiving::Filling { buffer, filled, .. } => self.stream.try_read_vectored(&mut [
-                    IoSliceMut::new(&mut buffer[*filled..]),
-                    IoSliceMut::new(&mut self.head[..]),
-                ]),
+            let payload: &mut [u8] = match &mut self.receiving {
+                Receiving::Filling { buffer, filled, .. } => &mut buffer[*filled..],
                 Receiving::Waiting(_) => return Ok(()),
-                _ => self.stream.try_read_vectored(&mut [IoSliceMut::new(&mut self.head[..])]),
+                _ => &mut [],
             };
+            let allowed = self.down.allowed(payload.len() + HEAD_BYTES);
+            if allowed == 0 {
+                self.read_held = true;
+                return Ok(());
+            }
+            let (in_payload, in_head) = (payload.len().min(allowed), allowed.saturating_sub(payload.len()));
+            let got = self.stream.try_read_vectored(&mut [
+                IoSliceMut::new(&mut payload[..in_payload]),
+                IoSliceMut::new(&mut self.head[..in_head]),
+            ]);
             let got = match got {
                 Ok(0) => return Err(SessionEnd::Closed),
                 Ok(got) => got,
@@ -186,6 +206,7 @@ impl<S: PeerStream> Session<S> {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.into()),
             };
+            self.down.moved(got);
             self.heard = self.core.clock.now();
             let mut head = got;
             if let Receiving::Filling { buffer, filled, .. } = &mut self.receiving {
@@ -310,20 +331,30 @@ impl<S: PeerStream> Session<S> {
                     sent_bytes += u64::from(block.len());
                     inner.swarm.upload_done(now, self.handle.id, block);
                 }
+                let rate = inner.swarm.report(now, self.handle.id).map_or(0, |report| report.send_bytes_per_s);
+                let bound = self.outbox.pace(rate);
                 self.outbox.fill(&mut inner.swarm, now, self.handle.id);
                 drop(inner);
                 if sent_bytes > 0 {
                     self.torrent.count_sent(&self.core, self.handle.identity(), sent_bytes);
+                }
+                if let Some(bytes) = bound {
+                    self.stream.bound_unsent(bytes);
                 }
                 self.outbox.start_reading(&self.torrent, &self.active);
                 if !self.outbox.has_bytes() {
                     return Ok(false);
                 }
             }
-            let slices: [IoSlice<'_>; 1] = [IoSlice::new(self.outbox.bytes())];
-            match self.stream.try_write_vectored(&slices) {
+            let bytes = self.outbox.bytes();
+            let allowed = self.up.allowed(bytes.len());
+            if allowed == 0 {
+                return Ok(false);
+            }
+            match self.stream.try_write_vectored(&[IoSlice::new(&bytes[..allowed])]) {
                 Ok(0) => return Err(SessionEnd::Closed),
                 Ok(sent) => {
+                    self.up.moved(sent);
                     self.outbox.advance(sent);
                     self.spoke = self.core.clock.now();
                 }

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 
+use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
@@ -25,6 +26,10 @@ pub trait PeerStream: Send + Sync + 'static {
     /// # Errors
     /// `WouldBlock` when nothing can be taken; anything else breaks the stream.
     fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Takes no more than about so many bytes beyond what is on its way: what waits there cannot be taken back. `None`
+    /// lifts the bound. Best effort: a stream that cannot do it takes more.
+    fn bound_unsent(&self, bytes: Option<u32>);
 }
 
 impl PeerStream for TcpStream {
@@ -44,5 +49,12 @@ impl PeerStream for TcpStream {
 
     fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
         TcpStream::try_write_vectored(self, buffers)
+    }
+
+    fn bound_unsent(&self, bytes: Option<u32>) {
+        // Zero is the system's default.
+        if let Err(error) = SockRef::from(self).set_tcp_notsent_lowat(bytes.unwrap_or(0)) {
+            tracing::debug!(%error, "what waits in a socket is not bounded");
+        }
     }
 }

@@ -2,6 +2,8 @@
 
 use icu_normalizer::DecomposingNormalizerBorrowed;
 
+use super::MAX_QUERY_WORDS;
+
 /// A longer word is cut, in names and queries alike: nobody types more, and it bounds the dictionary.
 const MAX_WORD_CHARS: usize = 64;
 /// Words taken from one torrent: enough for some thousand file names; a folder of 200,000 is found by the first of them.
@@ -17,9 +19,9 @@ pub struct QueryWord {
     pub unspaced: bool,
 }
 
-/// The words of a query, in order.
+/// The words of a query, in order; of a query that has too many, one more than [`MAX_QUERY_WORDS`].
 pub fn query_words(text: &str) -> Vec<QueryWord> {
-    runs(text)
+    runs(text, MAX_QUERY_WORDS + 1)
         .into_iter()
         .map(|run| match run {
             Run::Spaced(chars) => {
@@ -38,7 +40,7 @@ pub fn query_words(text: &str) -> Vec<QueryWord> {
 /// Every word that a name can be found by. With repetitions.
 pub fn name_words(text: &str) -> Vec<String> {
     let mut words = Vec::new();
-    for run in runs(text) {
+    for run in runs(text, MAX_WORDS) {
         match run {
             Run::Spaced(chars) => {
                 let pieces = pieces(&chars);
@@ -65,7 +67,7 @@ pub fn name_words(text: &str) -> Vec<String> {
 
 /// The words of a text with one space between: equal for names that differ in case, accents and punctuation alone.
 pub fn plain(text: &str) -> String {
-    let words: Vec<String> = runs(text).iter().map(|run| lower(run.chars())).collect();
+    let words: Vec<String> = runs(text, MAX_WORDS).iter().map(|run| lower(run.chars())).collect();
     words.join(" ")
 }
 
@@ -107,14 +109,15 @@ fn class(char: char) -> Class {
     }
 }
 
-/// Maximal runs of letters and digits, and of unspaced script. A text without any is one run of what it is, so that even
-/// `???` can be found.
-fn runs(text: &str) -> Vec<Run> {
+/// Maximal runs of letters and digits, and of unspaced script, the first `max` of them. A text without any is one run of
+/// what it is, so that even `???` can be found.
+fn runs(text: &str, max: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut last = Class::Separator;
     let decomposed = DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars());
     for char in decomposed {
         let class = class(char);
+        let full = runs.len() == max;
         match class {
             Class::Nothing => continue,
             Class::Separator => {}
@@ -124,6 +127,8 @@ fn runs(text: &str) -> Vec<Run> {
                         chars.push(char);
                     }
                 }
+                // One character may stand for four words (U+FDFA): a text's length bounds its runs too loosely.
+                None if full => return runs,
                 None if class == Class::Letter => runs.push(Run::Spaced(vec![char])),
                 None => runs.push(Run::Unspaced(vec![char])),
             },
@@ -245,6 +250,7 @@ mod tests {
         let parts: Vec<String> = words.iter().map(|word| word.parts.join("+")).collect();
         assert_eq!(parts, ["s01+e02", "some+name", "", ""]);
         assert_eq!(words[0].whole, "s01e02");
+        assert_eq!(query_words(&"\u{FDFA}".repeat(300)).len(), MAX_QUERY_WORDS + 1);
     }
 
     #[test]

@@ -40,6 +40,8 @@ pub struct Frame {
 #[derive(Debug, Default)]
 pub struct FrameDecoder {
     buffer: Vec<u8>,
+    /// Bytes at the buffer's start that are done with.
+    read: usize,
     error: Option<FrameError>,
 }
 
@@ -47,6 +49,8 @@ impl FrameDecoder {
     /// Bytes as they came. Take the frames they complete before pushing more.
     pub fn push(&mut self, bytes: &[u8]) {
         if self.error.is_none() {
+            // Once for each push, not for each frame: many short frames would else move the rest again and again.
+            self.buffer.drain(..std::mem::take(&mut self.read));
             self.buffer.extend_from_slice(bytes);
         }
     }
@@ -59,7 +63,7 @@ impl FrameDecoder {
         if let Some(error) = self.error {
             return Err(error);
         }
-        let Some((length, rest)) = self.buffer.split_first_chunk::<4>() else {
+        let Some((length, rest)) = self.buffer.get(self.read..).and_then(<[u8]>::split_first_chunk::<4>) else {
             return Ok(None);
         };
         let length = u32::from_be_bytes(*length);
@@ -80,18 +84,19 @@ impl FrameDecoder {
             last: kind & LAST != 0,
             payload: payload.to_vec(),
         };
-        self.buffer.drain(..4 + length as usize);
+        self.read += 4 + length as usize;
         Ok(Some(frame))
     }
 
     /// Whether a frame has begun and its end has not come.
     pub fn is_mid_frame(&self) -> bool {
-        !self.buffer.is_empty()
+        self.read < self.buffer.len()
     }
 
     fn fail(&mut self, error: FrameError) -> FrameError {
         self.error = Some(error);
         self.buffer = Vec::new();
+        self.read = 0;
         error
     }
 }
@@ -293,6 +298,20 @@ mod tests {
         let mut decoder = RequestDecoder::default();
         decoder.push(bytes);
         decoder.next_request()
+    }
+
+    #[test]
+    fn a_frame_that_is_taken_moves_nothing() {
+        let frame = encode_answer(7, &Answer::End, false).unwrap();
+        let mut decoder = FrameDecoder::default();
+        decoder.push(&frame.repeat(1_000));
+        for taken in 1..=1_000 {
+            assert!(decoder.next_frame().unwrap().is_some());
+            assert_eq!((decoder.read, decoder.buffer.len()), (taken * frame.len(), 1_000 * frame.len()));
+        }
+        assert!(!decoder.is_mid_frame());
+        decoder.push(&frame[..5]);
+        assert_eq!((decoder.read, decoder.buffer.len(), decoder.is_mid_frame()), (0, 5, true));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! The kinds of frames: one list for requests, one for answers.
 
 use super::{
-    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, PeerIdentity, PeerRow, Progress, Remove, Removed,
-    Search, SearchHit, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported, Verified, What,
+    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, Limits, PeerIdentity, PeerRow, Progress, Remove,
+    Removed, Search, SearchHit, SetLimits, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported,
+    Verified, What,
 };
 
 /// Makes an enum whose variants know their kind's number and payload. Numbers are never used again for another payload.
@@ -80,6 +81,10 @@ kinds! {
         Verify(What) = 0x000A,
         Remove(Remove) = 0x000B,
         Share(Share) = 0x000C,
+        /// As [`Request::Get`], its pieces in file order instead of rarest first.
+        GetInOrder(Get) = 0x000E,
+        /// [`Answer::Limits`]
+        Limit(SetLimits) = 0x000F,
     }
 }
 
@@ -117,7 +122,8 @@ kinds! {
         Removed(Removed) = 0x0115,
         Shared(Shared) = 0x0116,
         Left(Left) = 0x0117,
-        PeerIdentities(Vec<PeerIdentity>) = 0x0118,
+        Limits(Limits) = 0x0118,
+        PeerIdentities(Vec<PeerIdentity>) = 0x0119,
     }
 }
 
@@ -125,7 +131,9 @@ impl Request {
     /// The torrent it speaks of.
     pub fn what(&self) -> Option<&What> {
         match self {
-            Request::Get(Get { what, .. }) | Request::Remove(Remove { what, .. }) => Some(what),
+            Request::Get(Get { what, .. })
+            | Request::GetInOrder(Get { what, .. })
+            | Request::Remove(Remove { what, .. }) => Some(what),
             Request::Show(what) | Request::Pause(what) | Request::Resume(what) | Request::Verify(what) => Some(what),
             Request::Peers(what) => what.as_ref(),
             _ => None,
@@ -134,7 +142,9 @@ impl Request {
 
     pub(super) fn what_mut(&mut self) -> Option<&mut What> {
         match self {
-            Request::Get(Get { what, .. }) | Request::Remove(Remove { what, .. }) => Some(what),
+            Request::Get(Get { what, .. })
+            | Request::GetInOrder(Get { what, .. })
+            | Request::Remove(Remove { what, .. }) => Some(what),
             Request::Show(what) | Request::Pause(what) | Request::Resume(what) | Request::Verify(what) => Some(what),
             Request::Peers(what) => what.as_mut(),
             _ => None,
@@ -198,7 +208,7 @@ mod tests {
             decoder.push(&encode_request(1, &request).unwrap());
             assert_eq!(decoder.next_request().unwrap().unwrap().request, Ok(request));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0D).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (1..=0x0F).collect::<Vec<_>>());
 
         let mut kinds = BTreeSet::new();
         let mut decoder = AnswerDecoder::default();
@@ -208,7 +218,7 @@ mod tests {
             let got = decoder.next_answer().unwrap().unwrap();
             assert_eq!((got.answer, got.last), (Some(answer), true));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0118).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0119).collect::<Vec<_>>());
     }
 
     #[test]

@@ -29,6 +29,8 @@ pub fn requests() -> Vec<Request> {
         Request::Remove(Remove { what: words(), data: true, yes: false }),
         Request::Share(Share { path: "/a".into(), public: true }),
         Request::Leave,
+        Request::GetInOrder(Get { what: words(), to: None, detach: false }),
+        Request::Limit(SetLimits { up_bytes_per_s: Some(2 << 20), down_bytes_per_s: None }),
     ]
 }
 
@@ -247,6 +249,10 @@ pub fn shared() -> Shared {
     }
 }
 
+pub fn limits() -> Limits {
+    Limits { up_bytes_per_s: 2_097_152, down_bytes_per_s: 0, lan_exempt: true }
+}
+
 pub fn left() -> Left {
     Left {
         torrents: 12,
@@ -280,6 +286,7 @@ pub fn answers() -> Vec<Answer> {
         Answer::Removed(removed()),
         Answer::Shared(shared()),
         Answer::Left(left()),
+        Answer::Limits(limits()),
         Answer::PeerIdentities(peer_identities()),
     ]
 }

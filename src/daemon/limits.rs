@@ -1,0 +1,212 @@
+//! How fast bytes go, over all sessions, each way. Who gets which part is [`crate::swarm::limiter`]'s; here sessions
+//! are held back and let go.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use nix::ifaddrs::getifaddrs;
+use nix::sys::socket::SockaddrStorage;
+use tokio::sync::Notify;
+
+use super::core::Core;
+use super::torrent::SessionHandle;
+use crate::clock::{Clock, Time};
+use crate::swarm::SessionId;
+use crate::swarm::limiter::{Grant, Limiter, SHARE_OUT_EVERY};
+use crate::wire::id::InfoHash;
+use crate::wire::rate::Rate;
+
+/// Both directions.
+pub struct Limits {
+    pub up: Arc<Direction>,
+    pub down: Arc<Direction>,
+    /// Peers of the subnets that we are in are not held back.
+    lan_exempt: bool,
+}
+
+/// One direction's limit and who waits for its part.
+pub struct Direction {
+    /// Looked at by every read and write: a limit that is off costs nothing.
+    limited: AtomicBool,
+    state: Mutex<State>,
+    /// Somebody has begun to wait.
+    some: Notify,
+}
+
+struct State {
+    limiter: Limiter,
+    waiting: HashMap<SessionId, Arc<Waiter>>,
+}
+
+struct Waiter {
+    torrent: InfoHash,
+    handle: Arc<SessionHandle>,
+    /// Of the last grant.
+    left_bytes: AtomicU32,
+}
+
+/// One session's dealings with one direction. What it has left when it is dropped is others'.
+pub struct Meter {
+    /// `None` for a peer that is exempt.
+    limited: Option<(Arc<Direction>, Arc<Waiter>)>,
+}
+
+impl Limits {
+    pub fn new(now: Time, up: Rate, down: Rate, lan_exempt: bool) -> Limits {
+        let direction = |rate| Arc::new(Direction::new(now, rate));
+        Limits { up: direction(up), down: direction(down), lan_exempt }
+    }
+
+    /// For a session that begins: its uploads' and its downloads' meter.
+    pub fn meters(&self, torrent: InfoHash, handle: &Arc<SessionHandle>) -> (Meter, Meter) {
+        let exempt = self.lan_exempt && is_in_our_subnets(handle.addr.ip());
+        let meter = |direction: &Arc<Direction>| Meter {
+            limited: (!exempt).then(|| {
+                let left_bytes = AtomicU32::new(0);
+                (direction.clone(), Arc::new(Waiter { torrent, handle: handle.clone(), left_bytes }))
+            }),
+        };
+        (meter(&self.up), meter(&self.down))
+    }
+}
+
+impl Direction {
+    fn new(now: Time, rate: Rate) -> Direction {
+        Direction {
+            limited: AtomicBool::new(!rate.is_unlimited()),
+            state: Mutex::new(State { limiter: Limiter::new(now, rate), waiting: HashMap::new() }),
+            some: Notify::new(),
+        }
+    }
+
+    pub fn rate(&self) -> Rate {
+        self.lock().limiter.rate()
+    }
+
+    pub fn set_rate(&self, now: Time, rate: Rate) {
+        self.lock().limiter.set_rate(now, rate);
+        self.limited.store(!rate.is_unlimited(), Ordering::Release);
+    }
+
+    fn share_out(&self, now: Time) {
+        let mut grants: Vec<Grant> = Vec::new();
+        let mut state = self.lock();
+        state.limiter.share_out(now, &mut grants);
+        let unlimited = state.limiter.rate().is_unlimited();
+        for grant in grants {
+            if let Some(waiter) = state.waiting.remove(&grant.session) {
+                if !unlimited {
+                    waiter.left_bytes.store(grant.bytes, Ordering::Release);
+                }
+                waiter.handle.wake.notify_one();
+            }
+        }
+    }
+
+    async fn run(&self, clock: &dyn Clock) {
+        loop {
+            // Asked under the lock, told after it: whoever begins to wait from now on is heard.
+            let some = self.some.notified();
+            if !self.lock().limiter.is_waited_for() {
+                some.await;
+            }
+            tokio::time::sleep(SHARE_OUT_EVERY).await;
+            self.share_out(clock.now());
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Meter {
+    /// How many of `wanted_bytes` may move now. If none, the session is woken when that changes.
+    pub fn allowed(&self, wanted_bytes: usize) -> usize {
+        let Some((direction, waiter)) = &self.limited else { return wanted_bytes };
+        if !direction.limited.load(Ordering::Acquire) {
+            return wanted_bytes;
+        }
+        let left = waiter.left_bytes.load(Ordering::Acquire);
+        if left == 0 {
+            let id = waiter.handle.id;
+            let mut state = direction.lock();
+            state.limiter.ask(waiter.torrent, id);
+            state.waiting.insert(id, waiter.clone());
+            drop(state);
+            direction.some.notify_one();
+        }
+        wanted_bytes.min(left as usize)
+    }
+
+    pub fn moved(&self, bytes: usize) {
+        if let Some((_, waiter)) = &self.limited {
+            let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+            let spend = |left: u32| Some(left.saturating_sub(bytes));
+            // The closure always answers, so this cannot fail.
+            let _ = waiter.left_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
+        }
+    }
+}
+
+impl Drop for Meter {
+    fn drop(&mut self) {
+        if let Some((direction, waiter)) = &self.limited {
+            let mut state = direction.lock();
+            state.waiting.remove(&waiter.handle.id);
+            state.limiter.leave(waiter.handle.id, waiter.left_bytes.swap(0, Ordering::AcqRel));
+        }
+    }
+}
+
+/// Shares out until the daemon stops.
+pub async fn run(core: Arc<Core>) {
+    let clock = core.clock.as_ref();
+    tokio::join!(core.limits.up.run(clock), core.limits.down.run(clock));
+}
+
+/// Whether an address lies in the subnet of one of our interfaces.
+fn is_in_our_subnets(ip: IpAddr) -> bool {
+    let ip = ip.to_canonical();
+    let Ok(interfaces) = getifaddrs() else { return false };
+    interfaces.into_iter().any(|interface| {
+        let address = interface.address.as_ref().and_then(ip_of);
+        let mask = interface.netmask.as_ref().and_then(ip_of);
+        matches!((address, mask), (Some(address), Some(mask)) if shares_subnet(ip, address, mask))
+    })
+}
+
+fn ip_of(address: &SockaddrStorage) -> Option<IpAddr> {
+    let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+    v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+}
+
+fn shares_subnet(ip: IpAddr, address: IpAddr, mask: IpAddr) -> bool {
+    match (ip, address, mask) {
+        (IpAddr::V4(ip), IpAddr::V4(address), IpAddr::V4(mask)) => ip & mask == address & mask,
+        (IpAddr::V6(ip), IpAddr::V6(address), IpAddr::V6(mask)) => ip & mask == address & mask,
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_subnet_is_what_the_mask_says() {
+        for (ip, address, mask, expected) in [
+            ("10.0.1.9", "10.0.1.1", "255.255.255.0", true),
+            ("10.0.2.9", "10.0.1.1", "255.255.255.0", false),
+            ("10.0.2.9", "10.0.1.1", "255.255.0.0", true),
+            ("fd00::9", "fd00::1", "ffff:ffff:ffff:ffff::", true),
+            ("fd00:1::9", "fd00::1", "ffff:ffff:ffff:ffff::", false),
+            ("fd00::9", "10.0.1.1", "255.0.0.0", false),
+        ] {
+            let [ip, address, mask] = [ip, address, mask].map(|text| text.parse().unwrap());
+            assert_eq!(shares_subnet(ip, address, mask), expected, "{ip} {address} {mask}");
+        }
+    }
+}

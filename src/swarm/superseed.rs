@@ -1,0 +1,506 @@
+//! Super-seeding by itself (BEP 16's idea): a lone seed that faces several peers hands out each piece once before any
+//! twice, because its uplink is the one thing that such a swarm waits for.
+//!
+//! It works by masquerade, so that every client plays along: a peer that connects is told that we have nothing, and
+//! then of single pieces (HAVE), each shown to it alone; nobody asks for what it was not shown. To each peer enough is
+//! shown to keep its pipe full. A piece is *fresh* (shown to nobody, and nobody has it) → *promised* (shown to, or asked
+//! for by, some session) → *copied* (a session says that it has it, or was sent all of it a moment ago). When every
+//! piece is copied the swarm can live without us: the veils are lifted, everybody is told of all we have.
+//!
+//! What is asked for is always served, shown or not.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use rand::Rng;
+use rand::seq::SliceRandom;
+
+use super::SessionId;
+use super::session::Session;
+use super::torrent::Swarm;
+use crate::clock::Time;
+use crate::wire::bitfield::Bitfield;
+use crate::wire::layout::{Block, Layout, PieceIndex};
+use crate::wire::message::Message;
+
+/// With fewer pieces there is nothing to divide among a crowd.
+const MIN_PIECES: u32 = 8;
+/// What a served peer is shown ahead of what it was sent: enough for so long at its rate ...
+const AHEAD: Duration = Duration::from_secs(1);
+/// ... and at least so many pieces: one that is under way and one to go on with.
+const AHEAD_PIECES: u64 = 2;
+/// A peer that is alone may turn out to be fast: it is shown so many pieces at once, then as much again as it was sent,
+/// which doubles each round trip ...
+const ALONE_PIECES: u32 = 16;
+/// ... but of a small torrent no more than this part, for those who may come.
+const ALONE_PART: u32 = 8;
+/// A peer that is alone for so long is shown everything: this is no crowd.
+const ALONE: Duration = Duration::from_secs(2);
+/// The first message of a peer that agreed to the fast extension says what it has: until then, but no longer than
+/// this, it is shown nothing, since it may have that already.
+const INTRODUCTION: Duration = Duration::from_secs(1);
+/// What was sent counts as a copy after this, if nobody says so before: many do not tell a peer of a piece it has.
+const SETTLES: Duration = Duration::from_secs(1);
+/// A peer that asks for nothing for so long, of what it was shown, does not want it, or has it.
+const STALE: Duration = Duration::from_secs(1);
+/// Who has had nothing to do for so long, while the last pieces go to others, is shown what others have been sent.
+const DRY: Duration = Duration::from_millis(500);
+/// Each time it does not, it is shown twice as much, up to this power of two: some want only a part.
+const MAX_DOUBLINGS: u32 = 6;
+/// Who does not even become interested in what it is shown needs no veil: probably it is a seed like us.
+const UNINTERESTED: Duration = Duration::from_secs(1);
+/// Another is shown what was promised to a peer if that one would take so many times longer over all of its promises ...
+const RELIEF_GAIN: f64 = 2.0;
+/// ... and so much: less is not worth a piece sent twice.
+const RELIEF_GAIN_S: f64 = 0.5;
+/// Who holds pieces that nobody else was seen with, worth more than this at its rate, and more than
+/// [`UNPASSED_PIECES`], does not pass on what it gets: others that do come first.
+const UNPASSED: Duration = Duration::from_secs(4);
+const UNPASSED_PIECES: u64 = 4;
+/// How far to look for a fresh piece that a peer was not shown before.
+const FRESH_LOOKED_AT: usize = 64;
+
+/// The pieces, over all sessions.
+pub(super) struct SuperSeed {
+    /// By piece: sessions by which it is copied.
+    copies: Vec<u16>,
+    /// By piece: sessions to which it is promised.
+    promised: Vec<u16>,
+    /// Pieces without a copy.
+    uncopied: u32,
+    /// All fresh pieces, the next one last; some that are fresh no more.
+    fresh: Vec<PieceIndex>,
+    /// What stands in `fresh`.
+    listed: Bitfield,
+    /// When last two peers at a time wanted something.
+    company: Time,
+}
+
+/// What one peer sees of us.
+#[derive(Debug)]
+pub(super) struct Veil {
+    /// Pieces that it was shown, or asked for.
+    shown: Bitfield,
+    promises: BTreeMap<PieceIndex, Promise>,
+    /// Bytes promised and not sent.
+    ahead_bytes: u64,
+    /// Pieces by whose copies this session counts.
+    copied: Bitfield,
+    /// Sent to it whole, and seen with nobody else yet.
+    unpassed: BTreeSet<PieceIndex>,
+    doublings: u32,
+    /// When it was last shown or sent something, or asked.
+    moved: Time,
+    /// It is told everything; this is the next piece to tell of.
+    lifted: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Promise {
+    sent_bytes: u32,
+    /// When all of it had been sent.
+    whole: Option<Time>,
+}
+
+impl SuperSeed {
+    fn new(layout: Layout, rng: &mut impl Rng) -> SuperSeed {
+        let pieces = layout.piece_count();
+        let mut fresh: Vec<PieceIndex> = layout.pieces().collect();
+        fresh.shuffle(rng);
+        SuperSeed {
+            copies: vec![0; pieces as usize],
+            promised: vec![0; pieces as usize],
+            uncopied: pieces,
+            fresh,
+            listed: Bitfield::full(pieces),
+            company: Time::ZERO,
+        }
+    }
+
+    fn is_fresh(&self, piece: PieceIndex) -> bool {
+        self.copies[piece.as_usize()] == 0 && self.promised[piece.as_usize()] == 0
+    }
+
+    /// The session has the piece.
+    fn copied_by(&mut self, veil: &mut Veil, piece: PieceIndex, len: u32) {
+        self.withdraw(veil, piece, len);
+        if veil.copied.set(piece) {
+            self.copies[piece.as_usize()] += 1;
+            self.uncopied -= u32::from(self.copies[piece.as_usize()] == 1);
+        }
+    }
+
+    fn promise(&mut self, veil: &mut Veil, piece: PieceIndex, len: u32) {
+        veil.shown.set(piece);
+        veil.promises.insert(piece, Promise { sent_bytes: 0, whole: None });
+        veil.ahead_bytes += u64::from(len);
+        self.promised[piece.as_usize()] += 1;
+    }
+
+    fn withdraw(&mut self, veil: &mut Veil, piece: PieceIndex, len: u32) {
+        let Some(promise) = veil.promises.remove(&piece) else { return };
+        veil.ahead_bytes -= u64::from(len.saturating_sub(promise.sent_bytes));
+        self.promised[piece.as_usize()] -= 1;
+        self.relist(piece);
+    }
+
+    /// What it was promised and has not been sent whole may go to others.
+    fn withdraw_unsent(&mut self, veil: &mut Veil) {
+        veil.promises.retain(|&piece, promise| {
+            if promise.whole.is_none() {
+                self.promised[piece.as_usize()] -= 1;
+                self.relist(piece);
+            }
+            promise.whole.is_some()
+        });
+        veil.ahead_bytes = 0;
+    }
+
+    /// What was sent whole long enough ago is taken to have arrived.
+    fn settle(&mut self, now: Time, veil: &mut Veil) {
+        let settled = |promise: &Promise| promise.whole.is_some_and(|at| now.since(at) >= SETTLES);
+        let sent: Vec<PieceIndex> = veil.promises.iter().filter(|(_, p)| settled(p)).map(|(&piece, _)| piece).collect();
+        // What is whole lies ahead no more: its length does not matter.
+        sent.into_iter().for_each(|piece| self.copied_by(veil, piece, 0));
+    }
+
+    /// The session is over.
+    fn leaves(&mut self, layout: Layout, veil: Veil) {
+        for &piece in veil.promises.keys() {
+            self.promised[piece.as_usize()] -= 1;
+            self.relist(piece);
+        }
+        for piece in veil.copied.iter_set(layout) {
+            self.copies[piece.as_usize()] -= 1;
+            self.uncopied += u32::from(self.copies[piece.as_usize()] == 0);
+            self.relist(piece);
+        }
+    }
+
+    fn relist(&mut self, piece: PieceIndex) {
+        if self.is_fresh(piece) && self.listed.set(piece) {
+            self.fresh.push(piece);
+        }
+    }
+
+    fn next_fresh(&mut self) -> Option<PieceIndex> {
+        while let Some(&last) = self.fresh.last().filter(|&&last| !self.is_fresh(last)) {
+            self.fresh.pop();
+            self.listed.clear(last);
+        }
+        self.fresh.last().copied()
+    }
+
+    /// A fresh piece for a peer that was not shown it before.
+    fn take_fresh(&mut self, veil: &Veil) -> Option<PieceIndex> {
+        self.next_fresh()?;
+        let last = self.fresh.iter().enumerate().rev().take(FRESH_LOOKED_AT);
+        let fits = |&(_, &piece): &(usize, &PieceIndex)| self.is_fresh(piece) && !veil.shown.get(piece);
+        let (at, &piece) = last.into_iter().find(fits)?;
+        self.fresh.remove(at);
+        self.listed.clear(piece);
+        Some(piece)
+    }
+}
+
+impl Veil {
+    fn new(now: Time, pieces: u32) -> Veil {
+        Veil {
+            shown: Bitfield::empty(pieces),
+            promises: BTreeMap::new(),
+            ahead_bytes: 0,
+            copied: Bitfield::empty(pieces),
+            unpassed: BTreeSet::new(),
+            doublings: 0,
+            moved: now,
+            lifted: None,
+        }
+    }
+
+    /// Tells of what was not shown before, from the `from`th piece on. Returns whether `max_bytes` cut it short.
+    fn tell(&mut self, from: u32, have: &Bitfield, layout: Layout, out: &mut Vec<u8>, max_bytes: usize) -> bool {
+        for piece in (from..layout.piece_count()).filter_map(|index| layout.piece(index)) {
+            if out.len() >= max_bytes {
+                self.lifted = Some(piece.get());
+                return true;
+            }
+            if have.get(piece) && !self.copied.get(piece) && self.shown.set(piece) {
+                Message::Have(piece.get()).encode(out);
+            }
+        }
+        self.lifted = Some(layout.piece_count());
+        false
+    }
+}
+
+impl Session {
+    /// When it will have been sent what it was promised, as far as one can tell: seconds.
+    fn seconds_to_promised(&self, veil: &Veil, now: Time) -> f64 {
+        let rate = self.up.rate.bytes_per_s(now);
+        match rate {
+            _ if self.we_choke => f64::INFINITY,
+            0 if now.since(veil.moved) < STALE => 0.0,
+            _ => veil.ahead_bytes as f64 / rate as f64,
+        }
+    }
+
+    /// It does not pass on what it was sent.
+    fn is_stuck(&self, now: Time, piece_bytes: u64) -> bool {
+        let Some(veil) = &self.veil else { return false };
+        let pieces = self.up.rate.bytes_per_s(now) * UNPASSED.as_secs() / piece_bytes;
+        veil.unpassed.len() as u64 > pieces.max(UNPASSED_PIECES)
+    }
+}
+
+impl Swarm {
+    /// Whether the peer has been, or is being, told of everything that we have.
+    pub fn is_open_to(&self, id: SessionId) -> bool {
+        let open = |session: &Session| session.veil.as_ref().is_none_or(|veil| veil.lifted.is_some());
+        self.sessions.get(&id).is_some_and(open)
+    }
+
+    /// The veil for a peer that connects, if it is to have one. A seed that nobody is connected to begins anew.
+    pub(super) fn veil_newcomer(&mut self, now: Time) -> Option<Veil> {
+        let layout = self.layout();
+        if self.sessions.is_empty() {
+            let begins = self.is_complete() && layout.piece_count() >= MIN_PIECES;
+            self.super_seed = begins.then(|| SuperSeed::new(layout, &mut self.picker.rng));
+        }
+        self.super_seed.as_ref().map(|_| Veil::new(now, layout.piece_count()))
+    }
+
+    /// Everybody is told of everything.
+    pub(super) fn lift_veils(&mut self) {
+        if self.super_seed.take().is_none() {
+            return;
+        }
+        let mut wakes = Vec::new();
+        for session in self.sessions.values_mut() {
+            if let Some(veil) = &mut session.veil {
+                veil.lifted.get_or_insert(0);
+                wakes.push(session.id);
+            }
+        }
+        wakes.into_iter().for_each(|id| self.wake(id));
+    }
+
+    /// Tells this peer of everything. Returns whether it had not been told before.
+    pub(super) fn lift_veil(&mut self, id: SessionId) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let Some(veil) = &mut session.veil else { return false };
+        veil.lifted.get_or_insert(0);
+        self.wake(id);
+        true
+    }
+
+    /// A peer said that it has this piece.
+    pub(super) fn superseed_has(&mut self, id: SessionId, piece: PieceIndex) {
+        let len = self.layout().piece_len(piece);
+        let Some(super_seed) = &mut self.super_seed else { return };
+        for session in self.sessions.values_mut() {
+            match &mut session.veil {
+                Some(veil) if session.id == id => super_seed.copied_by(veil, piece, len),
+                Some(veil) => {
+                    veil.unpassed.remove(&piece);
+                }
+                None => {}
+            }
+        }
+        self.lift_when_copied();
+    }
+
+    /// A peer said for the first time what it has: it stands in its session.
+    pub(super) fn superseed_has_these(&mut self, id: SessionId) {
+        let layout = self.layout();
+        let Some(super_seed) = &mut self.super_seed else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let Some(veil) = &mut session.veil else { return };
+        for piece in session.pieces.iter_set(layout) {
+            super_seed.copied_by(veil, piece, layout.piece_len(piece));
+        }
+        self.lift_when_copied();
+    }
+
+    pub(super) fn superseed_interest(&mut self, now: Time, id: SessionId, interested: bool) {
+        let crowd = self.sessions.values().filter(|session| session.peer_interested).count();
+        let Some(super_seed) = &mut self.super_seed else { return };
+        if crowd > 1 {
+            super_seed.company = now;
+        }
+        let veil = self.sessions.get_mut(&id).and_then(|session| session.veil.as_mut());
+        if let Some(veil) = veil.filter(|_| !interested) {
+            super_seed.withdraw_unsent(veil);
+        }
+    }
+
+    /// A block of this piece is asked of us, and will be sent.
+    pub(super) fn superseed_asked(&mut self, now: Time, id: SessionId, piece: PieceIndex) {
+        let len = self.layout().piece_len(piece);
+        let Some(super_seed) = &mut self.super_seed else { return };
+        let Some(veil) = self.sessions.get_mut(&id).and_then(|session| session.veil.as_mut()) else { return };
+        veil.moved = now;
+        if !veil.promises.contains_key(&piece) && !veil.copied.get(piece) {
+            super_seed.promise(veil, piece, len);
+        }
+    }
+
+    /// A block of ours went out.
+    pub(super) fn superseed_sent(&mut self, now: Time, id: SessionId, block: Block) {
+        let (piece, len) = (block.piece(), self.layout().piece_len(block.piece()));
+        let Some(super_seed) = &self.super_seed else { return };
+        let Some(veil) = self.sessions.get_mut(&id).and_then(|session| session.veil.as_mut()) else { return };
+        veil.moved = now;
+        let Some(promise) = veil.promises.get_mut(&piece) else { return };
+        let more = block.len().min(len - promise.sent_bytes);
+        promise.sent_bytes += more;
+        veil.ahead_bytes -= u64::from(more);
+        if promise.sent_bytes == len && promise.whole.is_none() {
+            promise.whole = Some(now);
+            if super_seed.copies[piece.as_usize()] == 0 {
+                veil.unpassed.insert(piece);
+            }
+        }
+    }
+
+    /// A session is over.
+    pub(super) fn superseed_leaves(&mut self, veil: Option<Veil>) {
+        let layout = self.layout();
+        if let (Some(super_seed), Some(veil)) = (&mut self.super_seed, veil) {
+            super_seed.leaves(layout, veil);
+        }
+    }
+
+    /// Twice a second: who is alone, who does not want what it was shown, who has nothing to do.
+    pub(super) fn review_veils(&mut self, now: Time) {
+        let crowd = self.sessions.values().filter(|session| session.peer_interested).count();
+        let Some(super_seed) = &mut self.super_seed else { return };
+        if crowd > 1 {
+            super_seed.company = now;
+        }
+        let no_crowd = now.since(super_seed.company) >= ALONE;
+        let mut wakes = Vec::new();
+        for session in self.sessions.values_mut() {
+            let asks = session.is_served();
+            let Some(veil) = &mut session.veil else { continue };
+            super_seed.settle(now, veil);
+            let still = now.since(veil.moved);
+            let alone = no_crowd && session.peer_interested && now.since(session.since) >= ALONE;
+            let bored = !session.peer_interested && veil.ahead_bytes > 0 && still >= UNINTERESTED;
+            if alone || bored {
+                veil.lifted.get_or_insert(0);
+            }
+            if bored {
+                super_seed.withdraw_unsent(veil);
+            }
+            if !session.we_choke && !asks && veil.ahead_bytes > 0 && still >= STALE {
+                super_seed.withdraw_unsent(veil);
+                veil.doublings = (veil.doublings + 1).min(MAX_DOUBLINGS);
+            }
+            if veil.ahead_bytes == 0 || veil.lifted.is_some_and(|told| told < veil.shown.piece_count()) {
+                wakes.push(session.id);
+            }
+        }
+        wakes.into_iter().for_each(|id| self.wake(id));
+        self.lift_when_copied();
+    }
+
+    /// Tells this peer what it may know by now. Returns whether `max_bytes` of output cut it short.
+    pub(super) fn show_pieces(&mut self, now: Time, id: SessionId, out: &mut Vec<u8>, max_bytes: usize) -> bool {
+        let layout = self.layout();
+        let alone = self.is_alone(now, id);
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        let Some(veil) = &mut session.veil else { return false };
+        if alone && self.super_seed.as_mut().is_some_and(|super_seed| super_seed.next_fresh().is_none()) {
+            veil.lifted.get_or_insert(0);
+        }
+        if let Some(from) = veil.lifted {
+            let more = veil.tell(from, self.picker.have(), layout, out, max_bytes);
+            if !more && self.super_seed.is_none() {
+                session.veil = None;
+                self.part_if_both_seed(id);
+            }
+            return more;
+        }
+        while out.len() < max_bytes {
+            let Some(piece) = self.next_to_show(now, id, alone) else { break };
+            let session = self.sessions.get_mut(&id);
+            if let (Some(super_seed), Some(veil)) = (&mut self.super_seed, session.and_then(|it| it.veil.as_mut())) {
+                super_seed.promise(veil, piece, layout.piece_len(piece));
+                veil.moved = now;
+                Message::Have(piece.get()).encode(out);
+            }
+        }
+        out.len() >= max_bytes
+    }
+
+    /// Whether nobody else wants anything, nor came just now and may.
+    fn is_alone(&self, now: Time, id: SessionId) -> bool {
+        let may_want = |other: &Session| other.peer_interested || now.since(other.since) < INTRODUCTION;
+        !self.sessions.values().any(|other| other.id != id && may_want(other))
+    }
+
+    fn next_to_show(&mut self, now: Time, id: SessionId, alone: bool) -> Option<PieceIndex> {
+        let session = self.sessions.get(&id)?;
+        let veil = session.veil.as_ref()?;
+        let unknown = session.info.fast && !session.pieces_known && now.since(session.since) < INTRODUCTION;
+        if unknown || session.closing || veil.ahead_bytes >= self.ahead_due_bytes(now, session, veil, alone) {
+            return None;
+        }
+        let fresh = self.super_seed.as_mut()?.take_fresh(veil);
+        fresh.or_else(|| self.promised_elsewhere(now, id)).or_else(|| self.fewest_copies(now, id))
+    }
+
+    /// How much a peer is to be shown ahead of what it has been sent.
+    fn ahead_due_bytes(&self, now: Time, session: &Session, veil: &Veil, alone: bool) -> u64 {
+        // Any piece at all.
+        const ONE_PIECE: u64 = 1;
+        let piece_bytes = u64::from(self.layout().piece_bytes());
+        let in_time = session.up.rate.bytes_per_s(now) * AHEAD.as_secs();
+        if alone {
+            let pieces = AHEAD_PIECES.max(u64::from(ALONE_PIECES.min(self.layout().piece_count() / ALONE_PART)));
+            return in_time.max(session.up.sent_bytes).max(pieces * piece_bytes);
+        }
+        let moves = |other: &Session| other.peer_interested && !other.we_choke && !other.is_stuck(now, piece_bytes);
+        if session.we_choke || session.is_stuck(now, piece_bytes) && self.sessions.values().any(moves) {
+            return ONE_PIECE;
+        }
+        in_time.max(AHEAD_PIECES * piece_bytes) << veil.doublings
+    }
+
+    /// Nothing is fresh and this peer has nothing to do: what was promised to one that takes much longer, or is choked.
+    fn promised_elsewhere(&self, now: Time, id: SessionId) -> Option<PieceIndex> {
+        let session = self.sessions.get(&id)?;
+        let veil = session.veil.as_ref().filter(|veil| veil.ahead_bytes == 0 && !session.we_choke)?;
+        let age = now.since(session.since).as_secs_f64().max(1.0);
+        let rate = (session.up.sent_bytes as f64 / age).max(session.up.rate.bytes_per_s(now) as f64).max(1.0);
+        let ours = f64::from(self.layout().piece_bytes()) / rate;
+        let mut soonest: BTreeMap<PieceIndex, (f64, u32)> = BTreeMap::new();
+        for other in self.sessions.values().filter(|other| other.id != id) {
+            let Some(theirs) = &other.veil else { continue };
+            let seconds = other.seconds_to_promised(theirs, now);
+            for (&piece, promise) in theirs.promises.iter().filter(|(piece, _)| !veil.shown.get(**piece)) {
+                let seconds = if promise.whole.is_some() { 0.0 } else { seconds };
+                let known = soonest.entry(piece).or_insert((seconds, promise.sent_bytes));
+                *known = (known.0.min(seconds), known.1.max(promise.sent_bytes));
+            }
+        }
+        let late = soonest.into_iter().filter(|(_, (seconds, _))| *seconds > RELIEF_GAIN * ours + RELIEF_GAIN_S);
+        late.max_by(|(_, a), (_, b)| a.0.total_cmp(&b.0).then(b.1.cmp(&a.1))).map(|(piece, _)| piece)
+    }
+
+    /// Nothing else is left, and this peer has had nothing to do for a while: a second copy is better than none.
+    fn fewest_copies(&self, now: Time, id: SessionId) -> Option<PieceIndex> {
+        let (session, super_seed) = (self.sessions.get(&id)?, self.super_seed.as_ref()?);
+        let idle = |veil: &&Veil| veil.ahead_bytes == 0 && !session.we_choke && now.since(veil.moved) >= DRY;
+        let veil = session.veil.as_ref().filter(idle)?;
+        let lacks = self.layout().pieces().filter(|&piece| !veil.shown.get(piece) && !veil.copied.get(piece));
+        let count = |piece: &PieceIndex| (super_seed.copies[piece.as_usize()], super_seed.promised[piece.as_usize()]);
+        lacks.min_by_key(count)
+    }
+
+    fn lift_when_copied(&mut self) {
+        if self.super_seed.as_ref().is_some_and(|super_seed| super_seed.uncopied == 0) {
+            self.lift_veils();
+        }
+    }
+}
