@@ -4,6 +4,7 @@ mod bad_input;
 mod fuzz;
 mod interop;
 mod limits;
+mod neighbours;
 mod resume;
 mod story;
 mod support;

@@ -8,8 +8,11 @@ use super::json;
 use super::progress::{Lines, Reporter};
 use super::text;
 use super::what::{Scope, classify};
-use crate::wire::control::{Answer, Candidate, Changed, Failure, Get, Remove, Request, Search, SetLimits, Share, What};
+use crate::wire::control::{
+    Answer, Candidate, Changed, Failure, Get, PeerRow, Remove, Request, Search, SetLimits, Share, What,
+};
 use crate::wire::rate::Rate;
+use std::collections::HashMap;
 use std::io::{self, BufRead, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -150,11 +153,18 @@ impl<'a> Session<'a> {
             Some(what) => self.ask_about(classify(what, Scope::Own)?, |what| Request::Peers(Some(what)))?,
             None => self.daemon.ask(&Request::Peers(None))?,
         };
-        let mut peers = Vec::new();
+        let (mut rows, mut identities) = (Vec::new(), HashMap::new());
         while let Some(answer) = answers.next()? {
-            let Answer::Peers(rows) = answer else { return Err(CtlError::Unexpected) };
-            peers.extend(rows);
+            match answer {
+                Answer::PeerIdentities(more) => {
+                    identities.extend(more.into_iter().map(|p| ((p.key, p.addr), p.identity)))
+                }
+                Answer::Peers(more) => rows.extend(more),
+                _ => return Err(CtlError::Unexpected),
+            }
         }
+        let entry = |row: PeerRow| json::PeerEntry { identity: identities.remove(&(row.key, row.addr)), row };
+        let peers: Vec<json::PeerEntry> = rows.into_iter().map(entry).collect();
         if self.json {
             return Ok(json::document(self.out, &json::Peers { peers })?);
         }

@@ -41,7 +41,15 @@ pub(super) struct Show {
 /// `peers`
 #[derive(Serialize)]
 pub(super) struct Peers {
-    pub peers: Vec<PeerRow>,
+    pub peers: Vec<PeerEntry>,
+}
+
+#[derive(Serialize)]
+pub(super) struct PeerEntry {
+    #[serde(flatten)]
+    pub row: PeerRow,
+    /// None when the daemon is older than the field.
+    pub identity: Option<String>,
 }
 
 /// `ledger`
@@ -111,6 +119,11 @@ mod tests {
     use serde_json::Value;
     use std::collections::BTreeSet;
 
+    fn peer_entries() -> Vec<PeerEntry> {
+        let identities = samples::peer_identities().into_iter().map(|peer| Some(peer.identity));
+        samples::peer_rows().into_iter().zip(identities).map(|(row, identity)| PeerEntry { row, identity }).collect()
+    }
+
     /// Every command's document, and what the daemon's fixed answer makes of it.
     fn documents() -> Vec<(&'static str, &'static str, String)> {
         let get = [
@@ -129,7 +142,7 @@ mod tests {
             ("search", include_str!("../../tests/golden/search.json"), line(&search)),
             ("show", include_str!("../../tests/golden/show.json"), line(&show)),
             ("status", include_str!("../../tests/golden/status.json"), line(&samples::status())),
-            ("peers", include_str!("../../tests/golden/peers.json"), line(&Peers { peers: samples::peer_rows() })),
+            ("peers", include_str!("../../tests/golden/peers.json"), line(&Peers { peers: peer_entries() })),
             ("ledger", include_str!("../../tests/golden/ledger.json"), line(&ledger)),
             ("pause", include_str!("../../tests/golden/pause.json"), line(&samples::changed())),
             ("resume", include_str!("../../tests/golden/resume.json"), line(&samples::changed())),

@@ -1,5 +1,6 @@
 //! Answers for people: aligned tables, sizes in KiB, MiB, GiB, and no stranger's control character.
 
+use super::json::PeerEntry;
 use crate::wire::control::{
     Candidate, Direction, FileRow, LedgerRow, Left, Limits, Origin, PeerRow, Removed, SearchHit, Shared, Shown, Slot,
     State, Status, Swarm, TorrentRow, TrackerState, Verified,
@@ -290,14 +291,27 @@ pub(super) fn status(out: &mut dyn Write, status: &Status) -> io::Result<()> {
     status.warnings.iter().try_for_each(|warning| field(out, "warning", warning))
 }
 
-pub(super) fn peers(out: &mut dyn Write, rows: &[PeerRow]) -> io::Result<()> {
-    if rows.is_empty() {
+pub(super) fn peers(out: &mut dyn Write, entries: &[PeerEntry]) -> io::Result<()> {
+    if entries.is_empty() {
         return writeln!(out, "Nobody is connected.");
     }
-    let headings =
-        ["ADDRESS", "DIR", ">DOWN", ">UP", "FLAGS", "SLOT", ">HAS", ">GAVE EVER", ">GAVE", ">GOT", "CLIENT", "TORRENT"];
+    let headings = [
+        "ADDRESS",
+        "DIR",
+        ">DOWN",
+        ">UP",
+        "FLAGS",
+        "SLOT",
+        ">HAS",
+        ">GAVE EVER",
+        ">GAVE",
+        ">GOT",
+        "IDENTITY",
+        "CLIENT",
+        "TORRENT",
+    ];
     let mut table = Table::new(&headings);
-    for row in rows {
+    for PeerEntry { row, identity } in entries {
         table.row([
             row.addr.to_string(),
             if row.direction == Direction::In { "in" } else { "out" }.to_owned(),
@@ -314,12 +328,23 @@ pub(super) fn peers(out: &mut dyn Write, rows: &[PeerRow]) -> io::Result<()> {
             bytes(row.given_ever_bytes),
             bytes(row.received_bytes),
             bytes(row.sent_bytes),
+            identity.as_deref().filter(|identity| identity.starts_with(KEY)).map_or("-".to_owned(), short),
             row.client.clone(),
             row.torrent.clone(),
         ]);
     }
     table.write(out)?;
     writeln!(out, "FLAGS: I, C: we are interested, we choke; i, c: the peer is interested, it chokes.")
+}
+
+/// What the identity of a proven peer begins with; another's is its address.
+const KEY: &str = "key ";
+/// Digits of a key that are enough to tell peers apart by eye.
+const KEY_DIGITS: usize = 16;
+
+/// An identity for people: of a key, its first digits.
+fn short(identity: &str) -> String {
+    identity.chars().take(if identity.starts_with(KEY) { KEY.len() + KEY_DIGITS } else { usize::MAX }).collect()
 }
 
 fn flags(row: &PeerRow) -> String {
@@ -339,9 +364,9 @@ pub(super) fn ledger(out: &mut dyn Write, rows: &[LedgerRow], now: u64) -> io::R
             LedgerRow::Peer(peer) => {
                 let who = match peer.addr {
                     Some(addr) if !peer.identity.starts_with(&addr.ip().to_string()) => {
-                        format!("{} at {addr}", peer.identity)
+                        format!("{} at {addr}", short(&peer.identity))
                     }
-                    _ => peer.identity.clone(),
+                    _ => short(&peer.identity),
                 };
                 let (received, sent) = (bytes(peer.received_bytes), bytes(peer.sent_bytes));
                 table.row([received, sent, ago(peer.last_seen), ago(peer.first_seen), who]);
@@ -463,11 +488,11 @@ mod tests {
         let evil = "\u{1b}[2Ja\u{202e}b\r\n\u{9b}c";
         let mut shown = samples::shown();
         let mut row = samples::torrent_rows().remove(0);
-        let mut peer = samples::peer_rows().remove(0);
+        let mut peer = PeerEntry { row: samples::peer_rows().remove(0), identity: None };
         let mut hit = samples::search_hit();
         let mut files = samples::files();
         files.push(files[0].clone());
-        for text in [&mut shown.name, &mut row.name, &mut peer.client, &mut hit.path, &mut files[0].path] {
+        for text in [&mut shown.name, &mut row.name, &mut peer.row.client, &mut hit.path, &mut files[0].path] {
             *text = evil.to_owned();
         }
         shown.trackers = vec![vec![evil.to_owned()]];
@@ -496,8 +521,11 @@ mod tests {
         }
         let ledger = text(|out| ledger(out, &samples::ledger_rows(), 1_700_000_660));
         assert!(ledger.contains("1 min 0 s ago") && ledger.contains("    got5.mp4"), "{ledger}");
-        let peers = text(|out| peers(out, &samples::peer_rows()));
+        let identity = Some(samples::peer_identities().remove(0).identity);
+        let peer = PeerEntry { row: samples::peer_rows().remove(0), identity };
+        let peers = text(|out| peers(out, &[peer]));
         assert!(peers.contains("I-i-   optimistic"), "{peers}");
+        assert!(peers.contains("  key 0f0f0f0f0f0f0f0f  "), "{peers}");
         let left = text(|out| left(out, &samples::left()));
         assert!(left.contains("12 torrents") && left.contains("not told: udp://10.0.0.9:1: no answer"), "{left}");
         let search = text(|out| search(out, 300, &[samples::search_hit()]));

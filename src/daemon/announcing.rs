@@ -1,7 +1,7 @@
 //! Drives the announce schedule: what happens to torrents goes in, announces go out, the peers that come back go into
 //! the torrents' books.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -48,6 +48,8 @@ pub struct Announcer {
     ours: OurTracker,
     embedded: bool,
     waiting: Mutex<BTreeMap<InfoHash, What>>,
+    /// Torrents that have too few neighbours.
+    in_want: Mutex<BTreeSet<InfoHash>>,
     wake: Notify,
     schedule: Mutex<Schedule>,
     /// Counts finished announces.
@@ -60,6 +62,7 @@ impl Announcer {
             ours,
             embedded,
             waiting: Mutex::default(),
+            in_want: Mutex::default(),
             wake: Notify::new(),
             schedule: Mutex::new(Schedule::new()),
             finished: watch::Sender::new(0),
@@ -69,6 +72,16 @@ impl Announcer {
     pub fn tell(&self, key: InfoHash, what: What) {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(key, what);
         self.wake.notify_one();
+    }
+
+    /// The torrent has too few neighbours and nobody to dial: its trackers are asked as soon as they allow.
+    pub fn wants_peers(&self, key: InfoHash) {
+        self.in_want.lock().unwrap_or_else(PoisonError::into_inner).insert(key);
+        self.wake.notify_one();
+    }
+
+    fn take_in_want(&self) -> BTreeSet<InfoHash> {
+        std::mem::take(&mut *self.in_want.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     fn take_waiting(&self) -> BTreeMap<InfoHash, What> {
@@ -161,6 +174,7 @@ pub async fn run(core: Arc<Core>) {
             for (key, what) in announcer.take_waiting() {
                 apply(&core, &mut schedule, now, key, what);
             }
+            announcer.take_in_want().into_iter().for_each(|key| schedule.hurry(now, key));
             jobs.extend(std::iter::from_fn(|| schedule.poll(now)));
             schedule.next_due()
         };
@@ -272,6 +286,10 @@ fn request(core: &Core, job: &Job, torrent: Option<&Torrent>) -> AnnounceRequest
 async fn welcome(core: &Arc<Core>, torrent: &Arc<Torrent>, response: AnnounceResponse) {
     if let Some(warning) = &response.warning {
         tracing::warn!(torrent = %torrent.summary.name, "the tracker says: {warning}");
+    }
+    if let (Some(ip), Some(active)) = (response.external_ip, torrent.active()) {
+        let port = core.listening.first().map_or(0, SocketAddr::port);
+        active.lock().book.add_own(SocketAddr::new(ip, port));
     }
     if response.peers.is_empty() || !torrent.with_status(|status| status.is_live()) {
         return;

@@ -20,6 +20,7 @@ use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
 use super::ledger::Ledger;
 use super::limits::Limits;
+use super::neighbours;
 use super::options::Options;
 use super::publishing::Publisher;
 use super::records;
@@ -35,6 +36,7 @@ use crate::db::chunks::{self, ChunkError};
 use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Batch, Store, StoreError};
 use crate::swarm::dial::KnownPeers;
+use crate::swarm::neighbours::Neighbours;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::id::{InfoHash, PeerId};
@@ -350,10 +352,13 @@ impl Core {
         for own in &self.listening {
             book.add_own(*own);
         }
+        let remembered = neighbours::recall(self, torrent, &mut book)?;
         let inner = Inner {
             swarm: Swarm::new(config, layout, have.clone(), self.random_u64()),
             assembly: Assembly::new(layout),
             book,
+            neighbours: Neighbours::default(),
+            remembered,
             sessions: HashMap::new(),
             committed: have,
             retired: false,

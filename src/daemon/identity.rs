@@ -1,14 +1,16 @@
-//! This peer's Ed25519 key: made at the first start, kept in state/identity, used to sign what is published.
+//! This peer's Ed25519 key: made at the first start, kept in state/identity, used to sign what is published and to prove
+//! to other peerds who we are.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use ed25519_dalek::{Signer as _, SigningKey};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 
 use crate::wire::auth::{Authorization, signing_text};
 use crate::wire::id::InfoHash;
+use crate::wire::identity::{KEY_BYTES, NONCE_BYTES, Proof};
 
 const SEED_BYTES: usize = 32;
 /// Whoever reads the file can publish and withdraw in this peer's name.
@@ -57,7 +59,7 @@ impl Signer {
         }
     }
 
-    pub fn public_key(&self) -> [u8; 32] {
+    pub fn public_key(&self) -> [u8; KEY_BYTES] {
         self.key.verifying_key().to_bytes()
     }
 
@@ -66,6 +68,27 @@ impl Signer {
         let signature = self.key.sign(&signing_text(method, host, info_hash, unix_seconds)).to_bytes();
         Authorization { key: self.public_key(), unix_seconds, signature }
     }
+
+    /// The proof that we are who we say, over [`crate::wire::identity::signing_text`].
+    pub fn prove(&self, text: &[u8]) -> Proof {
+        Proof(self.key.sign(text).to_bytes())
+    }
+}
+
+/// Bytes for the proof of one connection, from the operating system.
+///
+/// # Errors
+/// When it has none to give.
+pub fn fresh_nonce() -> Result<[u8; NONCE_BYTES], getrandom::Error> {
+    let mut nonce = [0; NONCE_BYTES];
+    getrandom::fill(&mut nonce)?;
+    Ok(nonce)
+}
+
+/// Whether the secret half of `key` signed `text`. Strictly: neither a key of small order nor a second form of a
+/// signature counts.
+pub fn is_signed_by(key: &[u8; KEY_BYTES], text: &[u8], proof: &Proof) -> bool {
+    VerifyingKey::from_bytes(key).is_ok_and(|key| key.verify_strict(text, &Signature::from_bytes(&proof.0)).is_ok())
 }
 
 fn load(mut file: &File, path: &Path) -> Result<Signer, IdentityError> {
@@ -110,8 +133,6 @@ fn write_whole(path: &Path, seed: &[u8]) -> io::Result<()> {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use ed25519_dalek::{Signature, VerifyingKey};
-
     use super::*;
 
     #[test]
@@ -151,5 +172,9 @@ mod tests {
         let signature = Signature::from_bytes(&header.signature);
         assert!(verifier.verify_strict(&signing_text("POST", "t:6969", &key, 1_790_000_000), &signature).is_ok());
         assert!(verifier.verify_strict(&signing_text("DELETE", "t:6969", &key, 1_790_000_000), &signature).is_err());
+        let (proof, key) = (signer.prove(b"text"), signer.public_key());
+        assert!(is_signed_by(&key, b"text", &proof));
+        assert!(!is_signed_by(&key, b"texT", &proof) && !is_signed_by(&[9; 32], b"text", &proof));
+        assert_ne!(fresh_nonce().unwrap(), fresh_nonce().unwrap());
     }
 }

@@ -412,6 +412,7 @@ fn forgetting(store: &dyn Store, torrent: &Torrent) -> Result<Batch, StoreError>
     let key = torrent.key();
     let mut batch = Batch::new();
     batch.delete(records::TORRENTS, key.as_bytes());
+    batch.delete(records::PEERS, key.as_bytes());
     for table in [records::BITFIELDS, records::FILE_STATS] {
         store.for_each(table, key.as_bytes(), &mut |chunk, _| {
             batch.delete(table, chunk);

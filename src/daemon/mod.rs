@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod limits;
 pub mod making;
+pub mod neighbours;
 pub mod net;
 pub mod options;
 pub mod publishing;
@@ -189,6 +190,7 @@ impl Daemon {
         tasks.spawn("janitor", janitor::run(core.clone()));
         tasks.spawn_to_end("commit", commit::run(core.clone()));
         tasks.spawn_to_end("ledger", ledger::run(core.clone()));
+        tasks.spawn_to_end("remember peers", neighbours::run(core.clone()));
         tasks.spawn("start torrents", start_all(core.clone()));
         let engine = Arc::new(Commands::new(core.clone()));
         let stopping = core.tasks.clone();

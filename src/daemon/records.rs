@@ -1,6 +1,8 @@
 //! What peerd keeps in its store: own versioned shapes, converted by hand, so that the types of the running daemon can
 //! move without the format moving with them.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 
 use super::disk::fs::FileStat;
@@ -23,6 +25,8 @@ pub const DECLINED: Table = Table::new("declined");
 pub const LEDGER: Table = Table::new("ledger");
 /// Key: an identity, then an info-hash. Value: [`LedgerFileRecord`].
 pub const LEDGER_FILES: Table = Table::new("ledger_files");
+/// Key: the info-hash's bytes. Value: [`PeersRecord`]. Of unfinished torrents alone.
+pub const PEERS: Table = Table::new("peers");
 /// Key: the info-hash's bytes. Value: an empty [`SettingRecord`]. What our tracker is still to be told to forget.
 pub const WITHDRAWALS: Table = Table::new("withdrawals");
 /// Key: a word. Value: [`SettingRecord`].
@@ -114,6 +118,14 @@ impl Record for LedgerFileRecord {
     const VERSION: u8 = 1;
 }
 
+/// Where peers of a torrent listened when we last had to do with them.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeersRecord(pub Vec<SocketAddr>);
+
+impl Record for PeersRecord {
+    const VERSION: u8 = 1;
+}
+
 /// A small fact of the last run: the tracker that was used, the port that was listened on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SettingRecord(pub String);
@@ -148,6 +160,15 @@ pub fn decode_file_stats(bytes: &[u8]) -> Vec<FileStat> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::db::MAX_VALUE_BYTES;
+    use crate::db::record::encode_record;
+    use crate::swarm::dial::MAX_REMEMBERED;
+
+    #[test]
+    fn the_peers_of_a_torrent_fit_into_one_value() {
+        let longest: SocketAddr = "[2001:db8:ffff:ffff:ffff:ffff:ffff:ffff]:65535".parse().unwrap();
+        assert!(encode_record(&PeersRecord(vec![longest; MAX_REMEMBERED])).len() <= MAX_VALUE_BYTES);
+    }
 
     #[test]
     fn file_stats_round_trip() {

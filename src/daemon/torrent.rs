@@ -18,11 +18,12 @@ use super::disk::check::Progress;
 use super::disk::storage::Storage;
 use super::records::StatRecord;
 use super::trackers::TrackerUrl;
+use crate::clock::Time;
 use crate::db::segments::Position;
 use crate::swarm::dial::KnownPeers;
+use crate::swarm::neighbours::Neighbours;
 use crate::swarm::{Identity, SessionId, Swarm};
 use crate::wire::bitfield::Bitfield;
-use crate::wire::extension::ExtensionHandshake;
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::Layout;
 use crate::wire::metainfo::Metainfo;
@@ -145,6 +146,9 @@ pub struct Inner {
     pub swarm: Swarm,
     pub assembly: Assembly,
     pub book: KnownPeers,
+    pub neighbours: Neighbours,
+    /// Addresses of peers as the store has them.
+    pub remembered: Vec<SocketAddr>,
     pub sessions: HashMap<SessionId, Arc<SessionHandle>>,
     /// Pieces whose bits have passed the store's barrier.
     pub committed: Bitfield,
@@ -160,6 +164,13 @@ impl Active {
     /// Held for moments, never over an await.
     pub fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Sessions that have not been told to end.
+    pub fn live_sessions(&self) -> usize {
+        self.sessions.values().filter(|session| session.closing().is_none()).count()
     }
 }
 
@@ -283,28 +294,55 @@ pub struct SessionHandle {
     pub id: SessionId,
     pub addr: SocketAddr,
     pub peer_id: PeerId,
-    /// Whose account in the ledger it is.
-    pub identity: Identity,
     pub outgoing: bool,
+    pub since: Time,
     pub wake: Notify,
     facts: Mutex<Facts>,
 }
 
-#[derive(Default)]
 struct Facts {
+    identity: Identity,
+    listens: Option<SocketAddr>,
+    introduced: bool,
     client: Option<String>,
     closing: Option<String>,
 }
 
 impl SessionHandle {
-    pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool) -> SessionHandle {
+    pub fn new(id: SessionId, addr: SocketAddr, peer_id: PeerId, outgoing: bool, since: Time) -> SessionHandle {
         let identity = Identity::Address(addr.ip().to_canonical());
-        SessionHandle { id, addr, peer_id, identity, outgoing, wake: Notify::new(), facts: Mutex::default() }
+        let facts = Facts { identity, listens: None, introduced: false, client: None, closing: None };
+        SessionHandle { id, addr, peer_id, outgoing, since, wake: Notify::new(), facts: Mutex::new(facts) }
     }
 
-    /// Takes what the peer says of itself (BEP 10).
-    pub fn introduce(&self, theirs: ExtensionHandshake) {
-        self.facts().client = theirs.client;
+    /// Takes what the peer says of itself (BEP 10). Returns whether it is the first time: it may repeat itself.
+    pub fn introduce(&self, client: Option<String>) -> bool {
+        let mut facts = self.facts();
+        facts.client = client;
+        !std::mem::replace(&mut facts.introduced, true)
+    }
+
+    /// Whose account in the ledger it is.
+    pub fn identity(&self) -> Identity {
+        self.facts().identity
+    }
+
+    pub fn set_identity(&self, identity: Identity) {
+        self.facts().identity = identity;
+    }
+
+    /// The address in the torrent's book that this session stands for: where the peer listens, if that is known.
+    pub fn listens(&self) -> Option<SocketAddr> {
+        self.facts().listens
+    }
+
+    pub fn set_listens(&self, addr: SocketAddr) {
+        self.facts().listens = Some(addr);
+    }
+
+    /// The book's address passes to another session of the same peer.
+    pub fn take_listens(&self) -> Option<SocketAddr> {
+        self.facts().listens.take()
     }
 
     /// The client's name for itself, else what its peer id says.

@@ -1,5 +1,6 @@
 //! What peers do wrong, and why sessions end.
 
+use super::proving::Refused;
 use crate::wire::bitfield::BitfieldError;
 use crate::wire::layout::{PieceIndex, RawBlock};
 
@@ -26,6 +27,8 @@ pub enum PeerFault {
     BadPiece(PieceIndex),
     #[error("it stopped in the middle of a block")]
     Stalled,
+    #[error("{0}")]
+    Identity(#[from] Refused),
 }
 
 /// Why the shell is told to close a session.

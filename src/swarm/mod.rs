@@ -3,7 +3,7 @@
 //!
 //! - [`Swarm`]: one torrent's swarm from our seat. Sessions, what to ask of whom, what to serve, whom to tell.
 //! - [`choker`]: who may be served, over all sessions of all torrents.
-//! - [`dial`]: whom to connect to.
+//! - [`dial`]: whom to connect to; [`neighbours`]: how many, and who makes room. [`proving`]: how a peer proves who it is.
 //! - [`limiter`]: how a limited rate is shared out.
 //! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
 
@@ -14,7 +14,9 @@ pub mod dial;
 mod download;
 mod fault;
 pub mod limiter;
+pub mod neighbours;
 pub mod picker;
+pub mod proving;
 pub mod rarity;
 pub mod rate;
 mod session;

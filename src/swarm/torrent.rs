@@ -183,6 +183,14 @@ impl Swarm {
         self.part_if_both_seed(id);
     }
 
+    /// The peer has proved who it is: what it gives from now on is that one's.
+    pub fn set_identity(&mut self, id: SessionId, identity: Identity) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.info.identity = identity;
+            self.request_review();
+        }
+    }
+
     /// Queues a message of the shell's own making (extension protocol, keep-alive).
     pub fn queue_message(&mut self, id: SessionId, message: &Message) {
         if let Some(session) = self.sessions.get_mut(&id) {

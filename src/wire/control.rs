@@ -526,6 +526,17 @@ pub struct PeerRow {
     pub sent_bytes: u64,
 }
 
+/// Who is at the other end of a session: beside the [`PeerRow`] of the same torrent and address.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+pub struct PeerIdentity {
+    /// The torrent's.
+    #[serde(with = "key_serde")]
+    pub key: InfoHash,
+    pub addr: SocketAddr,
+    /// As the ledger names it: a proven key, or an address.
+    pub identity: String,
+}
+
 /// Who opened the connection.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

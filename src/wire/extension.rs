@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::bencode::{self, BencodeError, DictEncoder, Encoder, Limits, Value};
+use super::identity::{self, Offer};
 use super::name::text_within;
 
 /// Other clients send 100 to 500 bytes; a handshake may be repeated at will, so each must be cheap.
@@ -32,6 +33,8 @@ pub struct ExtensionHandshake {
     pub upload_only: Option<bool>,
     /// `max_block`, ours: the longest block in bytes that the sender serves and accepts.
     pub max_block: Option<u32>,
+    /// `peerd_key` and `peerd_nonce`, ours: the identity that the sender is ready to prove ([`super::identity`]).
+    pub identity: Option<Offer>,
     /// `m`: the id under which the sender wants to hear each extension; 0 turns it off.
     pub messages: BTreeMap<String, u8>,
 }
@@ -57,6 +60,10 @@ impl ExtensionHandshake {
             });
             optional_int(dict, b"max_block", self.max_block);
             optional_int(dict, b"p", self.port);
+            if let Some(offer) = &self.identity {
+                dict.bytes(b"peerd_key", &offer.key);
+                dict.bytes(b"peerd_nonce", &offer.nonce);
+            }
             optional_int(dict, b"reqq", self.reqq);
             optional_int(dict, b"upload_only", self.upload_only);
             if let Some(client) = &self.client {
@@ -78,8 +85,17 @@ impl ExtensionHandshake {
     pub fn decode(payload: &[u8]) -> Result<ExtensionHandshake, ExtensionError> {
         let (value, _) = bencode::decode_prefix(payload, &LIMITS)?;
         let dict = value.as_dict().ok_or(ExtensionError::NotADictionary)?;
-        let [m, max_block, p, reqq, upload_only, v, yourip] =
-            dict.get_many([b"m", b"max_block", b"p", b"reqq", b"upload_only", b"v", b"yourip"]);
+        let [m, max_block, p, key, nonce, reqq, upload_only, v, yourip] = dict.get_many([
+            b"m",
+            b"max_block",
+            b"p",
+            b"peerd_key",
+            b"peerd_nonce",
+            b"reqq",
+            b"upload_only",
+            b"v",
+            b"yourip",
+        ]);
         Ok(ExtensionHandshake {
             client: v.and_then(Value::as_bytes).map(|name| text_within(name, MAX_CLIENT_BYTES)),
             port: int(p).filter(|&port| port != 0),
@@ -87,8 +103,16 @@ impl ExtensionHandshake {
             yourip: yourip.and_then(Value::as_bytes).and_then(address),
             upload_only: int::<u64>(upload_only).map(|flag| flag != 0),
             max_block: int(max_block),
+            identity: exactly(key).zip(exactly(nonce)).map(|(key, nonce)| Offer { key, nonce }),
             messages: m.map(decode_messages).unwrap_or_default(),
         })
+    }
+}
+
+impl ExtensionHandshake {
+    /// The id under which the sender wants to hear proofs of identity, if it does.
+    pub fn proof_id(&self) -> Option<u8> {
+        self.messages.get(identity::EXTENSION).copied().filter(|&id| id != 0)
     }
 }
 
@@ -99,6 +123,15 @@ fn decode_messages(m: Value<'_>) -> BTreeMap<String, u8> {
         Some((name.to_owned(), int(Some(id))?))
     });
     known.take(MAX_MESSAGES).collect()
+}
+
+fn client_text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes.get(..MAX_CLIENT_BYTES).unwrap_or(bytes)).into_owned()
+}
+
+/// A byte string of this length and no other.
+fn exactly<const N: usize>(value: Option<Value<'_>>) -> Option<[u8; N]> {
+    value.and_then(Value::as_bytes).and_then(|bytes| bytes.try_into().ok())
 }
 
 fn int<T: TryFrom<i64>>(value: Option<Value<'_>>) -> Option<T> {
@@ -134,12 +167,39 @@ mod tests {
             yourip: Some("10.0.0.1".parse().unwrap()),
             upload_only: Some(true),
             max_block: Some(131_072),
+            identity: None,
             messages: BTreeMap::from([("ut_pex".into(), 1), ("ut_metadata".into(), 2)]),
         };
         let expected = b"d1:md11:ut_metadatai2e6:ut_pexi1ee9:max_blocki131072e1:pi6881e4:reqqi2000e\
             11:upload_onlyi1e1:v9:peerd 0.16:yourip4:\x0a\x00\x00\x01e";
         assert_eq!(sent.encode(), expected);
         assert_eq!(ExtensionHandshake::decode(expected), Ok(sent));
+    }
+
+    #[test]
+    fn an_offer_has_both_fields_at_their_length() {
+        let sent = ExtensionHandshake {
+            identity: Some(Offer { key: [b'k'; 32], nonce: [b'n'; 32] }),
+            messages: BTreeMap::from([(identity::EXTENSION.into(), 7)]),
+            ..ExtensionHandshake::default()
+        };
+        let (k, n) = ("k".repeat(32), "n".repeat(32));
+        let expected = format!("d1:md8:peerd_idi7ee9:peerd_key32:{k}11:peerd_nonce32:{n}e");
+        assert_eq!(sent.encode(), expected.as_bytes());
+        assert_eq!(
+            ExtensionHandshake::decode(expected.as_bytes()).map(|read| (read.proof_id(), read)),
+            Ok((Some(7), sent))
+        );
+        for bad in [
+            expected.replace("32:k", "31:"),
+            expected.replace("peerd_nonce", "peerd_nonse"),
+            format!("d9:peerd_key32:{k}11:peerd_noncei5ee"),
+            format!("d9:peerd_key33:{k}k11:peerd_nonce32:{n}e"),
+        ] {
+            assert_eq!(ExtensionHandshake::decode(bad.as_bytes()).ok().and_then(|read| read.identity), None, "{bad}");
+        }
+        let off = ExtensionHandshake::decode(b"d1:md8:peerd_idi0eee").unwrap();
+        assert_eq!(off.proof_id(), None);
     }
 
     #[test]
@@ -170,7 +230,9 @@ mod tests {
 
     #[test]
     fn truncation_at_every_byte_is_an_error() {
-        let whole = ExtensionHandshake { client: Some("c".into()), reqq: Some(1), ..Default::default() }.encode();
+        let identity = Some(Offer { key: [1; 32], nonce: [2; 32] });
+        let whole = ExtensionHandshake { client: Some("c".into()), reqq: Some(1), identity, ..Default::default() };
+        let whole = whole.encode();
         for cut in 0..whole.len() {
             assert!(matches!(ExtensionHandshake::decode(&whole[..cut]), Err(ExtensionError::Bencode(_))), "{cut}");
         }
@@ -181,10 +243,11 @@ mod tests {
         fn round_trip(
             client in prop::option::of("[ -~]{0,60}"), port in prop::option::of(1u16..),
             reqq: Option<u32>, upload_only: Option<bool>, max_block: Option<u32>,
-            v4: Option<[u8; 4]>, messages in prop::collection::btree_map("[a-zA-Z_]{0,20}", any::<u8>(), 0..20),
+            v4: Option<[u8; 4]>, offer: Option<([u8; 32], [u8; 32])>, messages in prop::collection::btree_map("[a-zA-Z_]{0,20}", any::<u8>(), 0..20),
         ) {
             let yourip = v4.map(IpAddr::from);
-            let sent = ExtensionHandshake { client, port, reqq, yourip, upload_only, max_block, messages };
+            let identity = offer.map(|(key, nonce)| Offer { key, nonce });
+            let sent = ExtensionHandshake { client, port, reqq, yourip, upload_only, max_block, identity, messages };
             prop_assert_eq!(ExtensionHandshake::decode(&sent.encode()), Ok(sent));
         }
 

@@ -10,6 +10,7 @@ pub mod extension;
 pub mod framing;
 pub mod handshake;
 pub mod id;
+pub mod identity;
 pub mod layout;
 pub mod message;
 pub mod metainfo;

@@ -8,8 +8,8 @@ use crate::daemon::control::Reply;
 use crate::daemon::ledger::identity_text;
 use crate::daemon::torrent::{Active, Origin, Phase, SessionHandle, Status, Torrent};
 use crate::wire::control::{
-    self, Answer, Direction, Failure, FileRow, Here, Key, LedgerFile, LedgerPeer, LedgerRow, PathBytes, PeerRow,
-    Progress, Shown, Slot, State, Swarm, SwarmPeer, TorrentRow, What,
+    self, Answer, Direction, Failure, FileRow, Here, Key, LedgerFile, LedgerPeer, LedgerRow, PathBytes, PeerIdentity,
+    PeerRow, Progress, Shown, Slot, State, Swarm, SwarmPeer, TorrentRow, What,
 };
 use crate::wire::id::to_hex;
 use crate::wire::metainfo::Metainfo;
@@ -259,12 +259,18 @@ impl Commands {
                 Found::Answer(answer) => return Ok(*answer),
             },
         };
-        let mut rows = Vec::new();
+        let (mut rows, mut identities) = (Vec::new(), Vec::new());
         for torrent in &torrents {
             if let Some(active) = torrent.active() {
                 self.peer_rows(torrent, &active, &mut rows);
+                identities.extend(active.lock().sessions.values().map(|handle| PeerIdentity {
+                    key: torrent.key(),
+                    addr: handle.addr,
+                    identity: identity_text(Some(&handle.identity())),
+                }));
             }
         }
+        reply.send_rows(identities, Answer::PeerIdentities).await?;
         reply.send_rows(rows, Answer::Peers).await?;
         Ok(Answer::End)
     }

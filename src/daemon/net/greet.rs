@@ -9,21 +9,19 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::introduction;
 use super::session::{Session, SessionEnd};
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
-use crate::daemon::torrent::{Active, SessionHandle, Torrent};
+use crate::daemon::neighbours;
+use crate::daemon::torrent::{Active, Inner, SessionHandle, Torrent};
 use crate::swarm::SessionInfo;
-use crate::swarm::dial::Ended;
-use crate::wire::extension::ExtensionHandshake;
+use crate::swarm::dial::{Ended, Source};
+use crate::swarm::proving::Proving;
 use crate::wire::handshake::{self, FIRST_BYTE, Handshake, HandshakeError, Reserved};
 use crate::wire::id::{InfoHash, PeerId};
-use crate::wire::layout::MAX_BLOCK_BYTES;
-use crate::wire::message::Message;
 
 /// design.md section 6: connect and handshake.
 const GREETING: Duration = Duration::from_secs(10);
-/// What we tell peers that we queue of their requests; swarm serves no more.
-const REQUESTS_SERVED: u32 = 2_000;
 
 /// Why a connection became no session.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +53,7 @@ pub struct Greeted {
     torrent: Arc<Torrent>,
     active: Arc<Active>,
     handle: Arc<SessionHandle>,
+    proving: Option<Proving>,
     stream: TcpStream,
     _place: OwnedSemaphorePermit,
 }
@@ -67,16 +66,21 @@ pub async fn incoming(core: &Arc<Core>, mut stream: TcpStream, from: SocketAddr)
     let work = async {
         stream.set_nodelay(true)?;
         let theirs = read_handshake(&mut stream).await?;
-        if theirs.peer_id == core.peer_id {
-            return Err(GreetError::Ourselves);
-        }
         let torrent = core
             .torrent(theirs.info_hash)
             .filter(|torrent| torrent.with_status(|status| status.is_live()))
             .ok_or(GreetError::UnknownTorrent(theirs.info_hash))?;
         let active = core.activate(&torrent).await?;
-        stream.write_all(&our_handshake(core, theirs.info_hash)).await?;
-        admit(core, torrent, active, stream, from, &theirs, false)
+        let ours = our_handshake(core, theirs.info_hash);
+        if theirs.peer_id == core.peer_id {
+            // The half of us that dialled hears who answers, and strikes the address out.
+            stream.write_all(&ours.encode()).await?;
+            return Err(GreetError::Ourselves);
+        }
+        // Whoever finds no place hears no handshake: it takes that for a failure and comes back later and later.
+        let place = neighbours::place_for_incoming(core, &active).await.ok_or(GreetError::Full)?;
+        stream.write_all(&ours.encode()).await?;
+        admit(core, torrent, active, Connection { stream, addr: from, ours, theirs, outgoing: false, place })
     };
     tokio::time::timeout(GREETING, work).await.unwrap_or(Err(GreetError::TimeOut))
 }
@@ -94,7 +98,8 @@ pub async fn outgoing(
     let work = async {
         let mut stream = TcpStream::connect(to).await?;
         stream.set_nodelay(true)?;
-        stream.write_all(&our_handshake(core, torrent.key())).await?;
+        let ours = our_handshake(core, torrent.key());
+        stream.write_all(&ours.encode()).await?;
         let theirs = read_handshake(&mut stream).await?;
         if theirs.info_hash != torrent.key() {
             return Err(GreetError::WrongTorrent);
@@ -103,13 +108,15 @@ pub async fn outgoing(
             active.lock().book.add_own(to);
             return Err(GreetError::Ourselves);
         }
-        admit(core, torrent.clone(), active.clone(), stream, to, &theirs, true)
+        let place = core.session_permits.clone().try_acquire_owned().map_err(|_| GreetError::Full)?;
+        let connection = Connection { stream, addr: to, ours, theirs, outgoing: true, place };
+        admit(core, torrent.clone(), active.clone(), connection)
     };
     tokio::time::timeout(GREETING, work).await.unwrap_or(Err(GreetError::TimeOut))
 }
 
-fn our_handshake(core: &Core, info_hash: InfoHash) -> [u8; handshake::LEN] {
-    Handshake { info_hash, peer_id: core.peer_id, reserved: Reserved::ours() }.encode()
+fn our_handshake(core: &Core, info_hash: InfoHash) -> Handshake {
+    Handshake { info_hash, peer_id: core.peer_id, reserved: Reserved::ours() }
 }
 
 async fn read_handshake(stream: &mut TcpStream) -> Result<Handshake, GreetError> {
@@ -129,45 +136,76 @@ async fn read_handshake(stream: &mut TcpStream) -> Result<Handshake, GreetError>
     Ok(Handshake::decode(&bytes)?)
 }
 
+/// A connection on which both handshakes have passed.
+struct Connection {
+    stream: TcpStream,
+    addr: SocketAddr,
+    ours: Handshake,
+    theirs: Handshake,
+    outgoing: bool,
+    place: OwnedSemaphorePermit,
+}
+
 fn admit(
     core: &Arc<Core>,
     torrent: Arc<Torrent>,
     active: Arc<Active>,
-    stream: TcpStream,
-    addr: SocketAddr,
-    theirs: &Handshake,
-    outgoing: bool,
+    connection: Connection,
 ) -> Result<Greeted, GreetError> {
-    let place = core.session_permits.clone().try_acquire_owned().map_err(|_| GreetError::Full)?;
+    let Connection { stream, addr, ours, theirs, outgoing, place } = connection;
     let now = core.clock.now();
-    let handle = Arc::new(SessionHandle::new(core.next_session_id(), addr, theirs.peer_id, outgoing));
+    let handle = Arc::new(SessionHandle::new(core.next_session_id(), addr, theirs.peer_id, outgoing, now));
+    let proving = introduction::begin_proving(core, &torrent, outgoing, ours, theirs);
     {
         let mut inner = active.lock();
         // Whatever happened while we were greeting: what is paused, removed or set up anew takes nobody.
         if inner.retired || torrent.is_removed() || !torrent.with_status(|status| status.is_live()) {
             return Err(GreetError::UnknownTorrent(torrent.key()));
         }
-        if inner.sessions.len() >= MAX_SESSIONS_PER_TORRENT {
+        if inner.live_sessions() >= MAX_SESSIONS_PER_TORRENT {
             return Err(GreetError::Full);
         }
-        let twin = inner.sessions.values().find(|other| other.peer_id == theirs.peer_id && other.closing().is_none());
-        if let Some(twin) = twin {
-            if !replaces(core.peer_id, theirs.peer_id, twin.outgoing, outgoing) {
-                return Err(GreetError::Twice);
-            }
-            twin.close("the same peer connected the other way round");
+        replace_twin(&mut inner, core.peer_id, &handle)?;
+        if outgoing && inner.book.connected(addr, Source::Tracker, now) {
+            handle.set_listens(addr);
         }
         inner.sessions.insert(handle.id, handle.clone());
-        let extended = theirs.reserved.extension();
-        let info = SessionInfo { identity: handle.identity, fast: theirs.reserved.fast() };
+        let info = SessionInfo { identity: handle.identity(), fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
-        if extended {
+        if theirs.reserved.extension() {
+            let offer = proving.as_ref().map(Proving::offer);
             let seeding = inner.swarm.is_complete() && inner.swarm.is_open_to(handle.id);
-            let payload = introduction(core, seeding, addr);
-            inner.swarm.queue_message(handle.id, &Message::Extended { id: 0, payload });
+            inner.swarm.queue_message(handle.id, &introduction::ours(core, seeding, addr, offer));
         }
     }
-    Ok(Greeted { torrent, active, handle, stream, _place: place })
+    Ok(Greeted { torrent, active, handle, proving, stream, _place: place })
+}
+
+/// One session per peer: if there is one with the same peer already, one of the two goes.
+///
+/// # Errors
+/// With [`GreetError::Twice`] when it is the new one.
+fn replace_twin(inner: &mut Inner, ours: PeerId, new: &SessionHandle) -> Result<(), GreetError> {
+    let twin = inner.sessions.values().find(|other| other.peer_id == new.peer_id && other.closing().is_none());
+    let Some(twin) = twin.cloned() else { return Ok(()) };
+    // Dials that cross are done within one greeting of each other. Later nobody who borrows a peer id can push its owner out.
+    let at_once = new.since.since(twin.since) < GREETING;
+    if at_once && replaces(ours, new.peer_id, twin.outgoing, new.outgoing) {
+        twin.close("the same peer connected the other way round");
+        if let Some(listens) = twin.take_listens() {
+            inner.book.ended(listens, Ended::NoUse, new.since);
+        }
+        return Ok(());
+    }
+    // Where we dialled is an address of that peer: it stands for the session that stays, unless that has another.
+    if new.outgoing {
+        match twin.listens() {
+            None if inner.book.connected(new.addr, Source::Tracker, new.since) => twin.set_listens(new.addr),
+            Some(listens) if listens != new.addr => inner.book.ended(new.addr, Ended::NoUse, new.since),
+            _ => {}
+        }
+    }
+    Err(GreetError::Twice)
 }
 
 /// Of two connections between the same two peers, dialled at once, both ends must keep the same one: that which the
@@ -176,27 +214,12 @@ fn replaces(ours: PeerId, theirs: PeerId, old_is_outgoing: bool, new_is_outgoing
     old_is_outgoing != new_is_outgoing && new_is_outgoing == (ours.0 > theirs.0)
 }
 
-/// What we say of ourselves (BEP 10): `max_block` is ours, an ordinary client ignores it. `seeding` only where the peer
-/// is told of all we have: clients close on one that will only upload and seems to have nothing.
-fn introduction(core: &Core, seeding: bool, peer: SocketAddr) -> Vec<u8> {
-    ExtensionHandshake {
-        client: Some(concat!("peerd ", env!("CARGO_PKG_VERSION")).to_owned()),
-        reqq: Some(REQUESTS_SERVED),
-        port: core.listening.first().map(SocketAddr::port),
-        yourip: Some(peer.ip().to_canonical()),
-        upload_only: seeding.then_some(true),
-        max_block: Some(MAX_BLOCK_BYTES),
-        ..ExtensionHandshake::default()
-    }
-    .encode()
-}
-
 impl Greeted {
     /// Runs the session to its end and takes it out of the books.
     pub async fn run(self, core: Arc<Core>) {
-        let Greeted { torrent, active, handle, stream, _place } = self;
+        let Greeted { torrent, active, handle, proving, stream, _place } = self;
         core.choking.notify_one();
-        let session = Session::new(core.clone(), torrent.clone(), active.clone(), handle.clone(), stream);
+        let session = Session::new(core.clone(), torrent.clone(), active.clone(), handle.clone(), proving, stream);
         // If the daemon stops, this future is dropped at an await; the guard puts the books right all the same.
         let mut closing = Closing { core: core.clone(), torrent, active, handle, how: Ended::Closed };
         let end = session.run().await;
@@ -225,8 +248,8 @@ impl Drop for Closing {
             }
             inner.swarm.close(self.handle.id);
             inner.sessions.remove(&self.handle.id);
-            if self.handle.outgoing {
-                inner.book.ended(self.handle.addr, self.how, now);
+            if let Some(listens) = self.handle.take_listens() {
+                inner.book.ended(listens, self.how, now);
             }
         }
         self.torrent.pass_effects(&self.core, &self.active);

@@ -3,6 +3,7 @@
 pub mod bind;
 pub mod dial;
 pub mod greet;
+pub mod introduction;
 pub mod listen;
 pub mod outbox;
 pub mod session;

@@ -10,6 +10,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::introduction;
 use super::outbox::Outbox;
 use super::stream::PeerStream;
 use crate::clock::Time;
@@ -17,9 +18,10 @@ use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
 use crate::daemon::limits::Meter;
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
+use crate::swarm::proving::{Proving, Refused};
 use crate::swarm::{PeerFault, Placement, Receipt};
-use crate::wire::extension::ExtensionHandshake;
 use crate::wire::framing::{Frame, FrameError, Framer};
+use crate::wire::identity::PROOF_ID;
 use crate::wire::layout::{Block, RawBlock};
 use crate::wire::message::Message;
 
@@ -61,6 +63,8 @@ pub struct Session<S: PeerStream> {
     torrent: Arc<Torrent>,
     active: Arc<Active>,
     handle: Arc<SessionHandle>,
+    /// None where identities are not offered.
+    proving: Option<Proving>,
     stream: S,
     framer: Framer,
     receiving: Receiving,
@@ -80,6 +84,7 @@ impl<S: PeerStream> Session<S> {
         torrent: Arc<Torrent>,
         active: Arc<Active>,
         handle: Arc<SessionHandle>,
+        proving: Option<Proving>,
         stream: S,
     ) -> Self {
         let now = core.clock.now();
@@ -99,6 +104,7 @@ impl<S: PeerStream> Session<S> {
             torrent,
             active,
             handle,
+            proving,
             stream,
         }
     }
@@ -244,20 +250,21 @@ impl<S: PeerStream> Session<S> {
     }
 
     fn message(&mut self, message: Message) -> Result<(), SessionEnd> {
-        if let Message::Extended { id: 0, payload } = &message {
-            self.introduced(payload);
+        if let Message::Extended { id, payload } = &message {
+            self.extended(*id, payload).map_err(PeerFault::from)?;
         }
         let now = self.core.clock.now();
         self.active.lock().swarm.receive(now, self.handle.id, message)?;
         Ok(())
     }
 
-    /// The peer's extension handshake (BEP 10). Nonsense in it is ignored: nothing depends on it but comfort.
-    fn introduced(&self, payload: &[u8]) {
-        if let Ok(theirs) = ExtensionHandshake::decode(payload) {
-            let upload_only = theirs.upload_only.unwrap_or(false);
-            self.active.lock().swarm.set_peer_extensions(self.handle.id, theirs.reqq, theirs.max_block, upload_only);
-            self.handle.introduce(theirs);
+    fn extended(&mut self, id: u8, payload: &[u8]) -> Result<(), Refused> {
+        match (id, &mut self.proving) {
+            (0, proving) => introduction::theirs(&self.core, &self.active, &self.handle, proving.as_mut(), payload),
+            (PROOF_ID, Some(proving)) => {
+                introduction::proof(&self.torrent, &self.active, &self.handle, proving, payload)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -329,7 +336,7 @@ impl<S: PeerStream> Session<S> {
                 self.outbox.fill(&mut inner.swarm, now, self.handle.id);
                 drop(inner);
                 if sent_bytes > 0 {
-                    self.torrent.count_sent(&self.core, self.handle.identity, sent_bytes);
+                    self.torrent.count_sent(&self.core, self.handle.identity(), sent_bytes);
                 }
                 if let Some(bytes) = bound {
                     self.stream.bound_unsent(bytes);

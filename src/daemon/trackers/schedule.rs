@@ -154,6 +154,12 @@ struct Entry {
     complete: bool,
     told: Told,
     place: Place,
+    /// The tracker wants no announce without news before this.
+    soonest: Time,
+    /// More peers are wanted than there are; since the last announce.
+    in_want: bool,
+    /// Announces in a row after which that was still so.
+    hurried: u32,
     /// Refusals in a row.
     refusals: u32,
     last_error: Option<String>,
@@ -233,6 +239,9 @@ impl Schedule {
             complete,
             told: Told::Nothing,
             place: Place::Queued(now),
+            soonest: now,
+            in_want: false,
+            hurried: 0,
             refusals: 0,
             last_error: None,
         };
@@ -251,6 +260,24 @@ impl Schedule {
         for id in self.ids_of(info_hash).collect::<Vec<_>>() {
             if let Some(entry) = self.entries.get_mut(&(info_hash, id)) {
                 entry.complete = false;
+            }
+        }
+    }
+
+    /// The torrent has too few peers: it is announced before its interval is over, as soon as the tracker allows. While it
+    /// stays so each announce waits twice as long as the one before, up to the interval: who has no more peers to name
+    /// need not be asked for ever.
+    pub fn hurry(&mut self, now: Time, info_hash: InfoHash) {
+        for id in self.ids_of(info_hash).collect::<Vec<_>>() {
+            let Some(entry) = self.entries.get_mut(&(info_hash, id)) else { continue };
+            entry.in_want = true;
+            let (place, soonest) = (entry.place, entry.soonest.max(now));
+            if let Place::Queued(due) = place
+                && entry.refusals == 0
+                && soonest < due
+            {
+                self.queue.remove(&(due, id, info_hash));
+                self.enqueue(soonest, info_hash, id);
             }
         }
     }
@@ -324,6 +351,8 @@ impl Schedule {
                 entry.heard(job);
                 tracker.last_error = None;
                 wait = entry.interval(rng, was_told, *interval_s, *min_interval_s);
+                entry.hurried = if std::mem::take(&mut entry.in_want) { entry.hurried + 1 } else { 0 };
+                entry.soonest = now + entry.least(*min_interval_s) * (1 << entry.hurried.min(16));
             }
             Outcome::Declined(reason) => {
                 wait = jittered(rng, backoff(entry.refusals, MIN_REFUSED, MAX_REFUSED));
@@ -518,6 +547,12 @@ impl Entry {
         }
     }
 
+    /// The least time between two announces without news.
+    fn least(&self, min_interval_s: Option<u32>) -> Duration {
+        let least = if self.url.is_ours() { MIN_OWN_INTERVAL } else { MIN_FOREIGN_INTERVAL };
+        min_interval_s.map_or(least, |s| Duration::from_secs(s.into()).clamp(least, MAX_INTERVAL))
+    }
+
     fn heard(&mut self, job: &Job) {
         self.told = match job.event {
             Event::Stopped => Told::Nothing,
@@ -532,9 +567,8 @@ impl Entry {
     /// interval, so that torrents that started together do not go on in step.
     fn interval(&self, rng: &mut impl Rng, was_told: Told, interval_s: u32, min_interval_s: Option<u32>) -> Duration {
         let ours = self.url.is_ours();
-        let least = if ours { MIN_OWN_INTERVAL } else { MIN_FOREIGN_INTERVAL };
-        let interval = Duration::from_secs(interval_s.into()).clamp(least, MAX_INTERVAL);
-        let least = min_interval_s.map_or(least, |s| Duration::from_secs(s.into()).clamp(least, MAX_INTERVAL));
+        let interval = Duration::from_secs(interval_s.into()).clamp(self.least(None), MAX_INTERVAL);
+        let least = self.least(min_interval_s);
         let first = was_told == Told::Nothing && self.complete;
         match (first, ours) {
             // Our tracker waits 2.5 intervals before it misses anybody.
@@ -677,6 +711,37 @@ mod tests {
         let events = world.events();
         assert_eq!(events[0], Event::Started);
         assert!(events.len() > 4 && events[1..].iter().all(|event| *event == Event::None), "{events:?}");
+    }
+
+    #[test]
+    fn who_has_too_few_peers_asks_sooner_but_not_sooner_than_allowed_nor_for_ever() {
+        let answer = || Outcome::Answered { interval_s: 1_800, min_interval_s: Some(120) };
+        for (url, least) in [(ours(), 120), (foreign("a:1"), 120)] {
+            let mut world = World::new(5);
+            world.schedule.add(T0, hash(1), &url, false);
+            for _ in 0..7_000 {
+                world.run(1, |_, _| answer());
+                world.schedule.hurry(world.now, hash(1));
+            }
+            let gaps: Vec<u64> = world.log.windows(2).map(|pair| pair[1].0.since(pair[0].0).as_secs()).collect();
+            assert_eq!(gaps, [least, 2 * least, 4 * least, 8 * least, 1_800, 1_800]);
+        }
+        // Once there are enough the next want is answered at once again.
+        let mut world = World::new(6);
+        world.schedule.add(T0, hash(1), &ours(), false);
+        world.schedule.hurry(T0, hash(1));
+        world.run(1_799, |_, _| answer());
+        assert_eq!(world.log.len(), 1, "a want before the first answer was met by it");
+        world.schedule.hurry(world.now, hash(1));
+        world.run(1, |_, _| answer());
+        assert_eq!(world.log.len(), 2);
+        // A tracker that declines is not pressed.
+        let mut world = World::new(7);
+        world.schedule.add(T0, hash(1), &ours(), false);
+        world.run(1, |_, _| Outcome::Declined("no".into()));
+        world.schedule.hurry(world.now, hash(1));
+        world.run(30, |_, _| Outcome::Declined("no".into()));
+        assert_eq!(world.log.len(), 1);
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! The kinds of frames: one list for requests, one for answers.
 
 use super::{
-    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, Limits, PeerRow, Progress, Remove, Removed,
-    Search, SearchHit, SetLimits, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported, Verified,
-    What,
+    Candidate, Changed, Done, Failure, FileRow, Get, LedgerRow, Left, Limits, PeerIdentity, PeerRow, Progress, Remove,
+    Removed, Search, SearchHit, SetLimits, Share, Shared, Shown, Started, Status, Swarm, TorrentRow, Unsupported,
+    Verified, What,
 };
 
 /// Makes an enum whose variants know their kind's number and payload. Numbers are never used again for another payload.
@@ -71,7 +71,7 @@ kinds! {
         Search(Search) = 0x0003,
         /// [`Answer::Shown`], [`Answer::Files`], [`Answer::Swarm`].
         Show(What) = 0x0004,
-        /// The sessions of one torrent, or all: [`Answer::Peers`].
+        /// The sessions of one torrent, or all: [`Answer::PeerIdentities`], [`Answer::Peers`].
         Peers(Option<What>) = 0x0006,
         /// [`Answer::Changed`]
         Pause(What) = 0x0008,
@@ -123,6 +123,7 @@ kinds! {
         Shared(Shared) = 0x0116,
         Left(Left) = 0x0117,
         Limits(Limits) = 0x0118,
+        PeerIdentities(Vec<PeerIdentity>) = 0x0119,
     }
 }
 
@@ -217,7 +218,7 @@ mod tests {
             let got = decoder.next_answer().unwrap().unwrap();
             assert_eq!((got.answer, got.last), (Some(answer), true));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0118).collect::<Vec<_>>());
+        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0119).collect::<Vec<_>>());
     }
 
     #[test]

@@ -198,6 +198,10 @@ pub fn peer_rows() -> Vec<PeerRow> {
     }]
 }
 
+pub fn peer_identities() -> Vec<PeerIdentity> {
+    vec![PeerIdentity { key: key(1), addr: addr(), identity: format!("key {}", "0f".repeat(32)) }]
+}
+
 pub fn ledger_rows() -> Vec<LedgerRow> {
     let peer = LedgerPeer {
         identity: "10.0.0.2".into(),
@@ -283,5 +287,6 @@ pub fn answers() -> Vec<Answer> {
         Answer::Shared(shared()),
         Answer::Left(left()),
         Answer::Limits(limits()),
+        Answer::PeerIdentities(peer_identities()),
     ]
 }
