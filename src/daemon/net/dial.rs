@@ -38,12 +38,18 @@ fn dial_some(core: &Arc<Core>, torrent: &Arc<Torrent>, places: &Arc<Semaphore>) 
     let Some(active) = torrent.active() else { return };
     loop {
         let Ok(place) = places.clone().try_acquire_owned() else { return };
+        let now = core.clock.now();
         let to = {
             let mut inner = active.lock();
             if inner.sessions.len() >= MAX_SESSIONS_PER_TORRENT || core.session_permits.available_permits() == 0 {
                 return;
             }
-            inner.book.next_dial(core.clock.now())
+            let to = inner.book.next_dial(now);
+            if let Some(banned) = to.filter(|&to| !core.bouncer.may_dial(to, now)) {
+                inner.book.ended(banned, Ended::Fault, now);
+                continue;
+            }
+            to
         };
         let Some(to) = to else { return };
         core.tasks.spawn("dial", dial(core.clone(), torrent.clone(), active.clone(), to, place));

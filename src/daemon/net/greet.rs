@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::session::{Session, SessionEnd};
+use crate::daemon::banning;
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
 use crate::swarm::SessionInfo;
@@ -161,6 +162,7 @@ fn admit(
         let extended = theirs.reserved.extension();
         let info = SessionInfo { identity: handle.identity, fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
+        banning::take_note(core, &mut inner, &handle);
         if extended {
             let seeding = inner.swarm.is_complete() && inner.swarm.is_open_to(handle.id);
             let payload = introduction(core, seeding, addr);

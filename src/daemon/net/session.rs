@@ -13,6 +13,7 @@ use std::time::Duration;
 use super::outbox::Outbox;
 use super::stream::PeerStream;
 use crate::clock::Time;
+use crate::daemon::banning;
 use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
 use crate::daemon::limits::Meter;
@@ -256,7 +257,13 @@ impl<S: PeerStream> Session<S> {
     fn introduced(&self, payload: &[u8]) {
         if let Ok(theirs) = ExtensionHandshake::decode(payload) {
             let upload_only = theirs.upload_only.unwrap_or(false);
-            self.active.lock().swarm.set_peer_extensions(self.handle.id, theirs.reqq, theirs.max_block, upload_only);
+            let mut inner = self.active.lock();
+            inner.swarm.set_peer_extensions(self.handle.id, theirs.reqq, theirs.max_block, upload_only);
+            if let Some(port) = theirs.port {
+                inner.swarm.set_listening_port(self.handle.id, port);
+            }
+            banning::turn_away(&self.core, &inner, &self.handle);
+            drop(inner);
             self.handle.introduce(theirs);
         }
     }
