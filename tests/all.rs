@@ -1,6 +1,7 @@
 //! Every integration test, one binary.
 
 mod bad_input;
+mod bans;
 mod fuzz;
 mod interop;
 mod limits;

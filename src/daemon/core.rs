@@ -12,6 +12,7 @@ use rand::{RngCore, SeedableRng};
 use tokio::sync::{Notify, Semaphore};
 
 use super::announcing::Announcer;
+use super::banning::Bouncer;
 use super::commit::CommitQueue;
 use super::disk::assembly::Assembly;
 use super::disk::fs::{FileStat, FileSystem};
@@ -82,6 +83,7 @@ pub struct Core {
     pub announce_key: u32,
     pub choking: Notify,
     pub dialling: Notify,
+    pub bouncer: Bouncer,
     /// `peerctl leave` has been carried out.
     pub leave: Notify,
     /// The session that holds the optimistic slot; 0 if none does.
@@ -186,6 +188,7 @@ impl Core {
             commits: CommitQueue::default(),
             ledger: parts.ledger,
             shares: parts.shares,
+            bouncer: Bouncer::default(),
             choking: Notify::new(),
             dialling: Notify::new(),
             torrents: RwLock::default(),

@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::banning;
 use super::core::Core;
 use super::disk::assembly::{Done, Outcome, Work};
+use super::disk::digest;
 use super::disk::storage::StorageError;
 use super::torrent::{Active, Torrent};
 use crate::swarm::{Effect, Given, Identity, SessionId};
@@ -14,6 +16,7 @@ impl Torrent {
     /// Wakes the sessions that have something to do and passes on what the rules decided.
     pub fn pass_effects(&self, core: &Core, active: &Active) {
         let mut wakes: Vec<SessionId> = Vec::new();
+        let mut culprits = Vec::new();
         let mut inner = active.lock();
         inner.swarm.take_wakes(&mut wakes);
         for id in wakes {
@@ -28,10 +31,15 @@ impl Torrent {
                         session.close(why.to_string());
                     }
                 }
+                Effect::Ban(culprit, piece) => culprits.push((culprit, piece)),
                 Effect::ReviewChoking => core.choking.notify_one(),
                 // The last piece goes through its commit like every other.
                 Effect::Complete => core.commits.hurry(),
             }
+        }
+        drop(inner);
+        for (culprit, piece) in culprits {
+            banning::shut_out(core, self, &culprit, piece);
         }
     }
 
@@ -57,7 +65,7 @@ impl Torrent {
         let (torrent, core, active) = (self.clone(), core.clone(), active.clone());
         tokio::task::spawn_blocking(move || {
             let piece = work.piece();
-            let done = work.execute(&active.storage, &active.meta.piece_check(piece));
+            let done = work.execute(&active.storage, active.meta.layout(), &active.meta.piece_check(piece));
             torrent.disk_work_done(&core, &active, piece, done);
         });
     }
@@ -71,6 +79,7 @@ impl Torrent {
     ) {
         let mut next = None;
         let mut given = Vec::new();
+        let mut suspect = false;
         let done = match done {
             Ok(done) => done,
             Err(error) => {
@@ -90,20 +99,25 @@ impl Torrent {
             match inner.assembly.done(done) {
                 Outcome::Pending(piece) => next = inner.assembly.next_work(piece, core.pool.under_pressure()),
                 Outcome::Stale(_) => {}
-                Outcome::Wrong(piece) => {
+                Outcome::Wrong { piece, digests } => {
                     tracing::info!(torrent = %self.summary.name, piece = piece.get(), "a piece came wrong and is fetched again");
-                    inner.swarm.piece_failed(piece);
+                    inner.swarm.piece_failed(piece, &digests);
                 }
                 Outcome::Verified(piece) => {
                     // Queued before the rules hear of it: what is announced complete must be on its way to its commit.
                     let bytes = u64::from(self.summary.layout.piece_len(piece));
                     core.commits.add(self, active, piece, bytes);
                     given = inner.swarm.piece_verified(piece);
+                    suspect = inner.swarm.is_suspect(piece);
                 }
             }
         }
         if let Some(work) = next {
             self.start_disk_work(core, active, work);
+        }
+        if suspect {
+            let right = digest::of_piece(&active.storage, active.meta.layout(), piece, &active.meta.piece_check(piece));
+            active.lock().swarm.judge(piece, &right);
         }
         self.thank(core, &given);
         self.pass_effects(core, active);

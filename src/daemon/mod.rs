@@ -4,6 +4,7 @@
 //! [`Daemon::stop`]. A stop tells the trackers, commits what is in flight and closes the store cleanly.
 
 pub mod announcing;
+pub mod banning;
 pub mod checking;
 pub mod choking;
 pub mod commands;

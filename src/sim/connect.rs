@@ -7,8 +7,9 @@ use rand::Rng;
 use super::node::{Conn, Desk, Node, State, What, address_of, ip_of, mix, peer_of};
 use super::scenario::{START, Scenario};
 use crate::clock::Time;
+use crate::swarm::bans::Endpoint;
 use crate::swarm::dial::{Ended, Source};
-use crate::swarm::{Identity, SessionId, SessionInfo};
+use crate::swarm::{Giver, Identity, SessionId, SessionInfo};
 
 /// How often a peer asks the tracker for others.
 const ANNOUNCE_INTERVAL: Duration = Duration::from_secs(30);
@@ -69,7 +70,11 @@ impl Node {
 
     pub fn dial(&mut self, now: Time, scenario: &Scenario, desk: &mut Desk) {
         while self.by_peer.len() < self.most_sessions(scenario) {
-            let Some(peer) = self.book.next_dial(now).and_then(peer_of) else { return };
+            let Some(addr) = self.book.next_dial(now) else { return };
+            let Some(peer) = peer_of(addr).filter(|_| self.bans.may_dial(addr, now)) else {
+                self.book.ended(addr, Ended::Fault, now);
+                continue;
+            };
             self.dial_peer(now, peer, scenario, desk);
         }
     }
@@ -103,6 +108,14 @@ impl Node {
         let twin = self.by_peer.get(&from).copied();
         let twin_stays = twin.is_some_and(|id| self.conns[id.0 as usize].state == State::Open || self.index < from);
         let full = twin.is_none() && self.by_peer.len() >= self.most_sessions(scenario);
+        let peer = Giver {
+            session: theirs,
+            identity: Identity::Address(ip_of(from)),
+            endpoint: Some(Endpoint::CameFrom(address_of(from))),
+        };
+        if self.bans.is_banned(&peer, now) {
+            return self.mail(now + delay, from, theirs, What::Refused(false), desk);
+        }
         if twin_stays || full || (twin.is_none() && !self.book.connected(address_of(from), Source::Incoming, now)) {
             return self.mail(now + delay, from, theirs, What::Refused(!full), desk);
         }
@@ -112,7 +125,7 @@ impl Node {
         }
         let id = self.add_conn(from, theirs, State::Open, delay, scenario);
         self.mail(now + delay, from, theirs, What::Welcome(id), desk);
-        self.open(now, id, scenario, desk);
+        self.open(now, id, Endpoint::CameFrom(address_of(from)), scenario, desk);
     }
 
     /// A dial was answered; one that we have given up meanwhile is closed.
@@ -132,14 +145,15 @@ impl Node {
         (conn.theirs, conn.state) = (theirs, State::Open);
         let peer = conn.peer;
         self.book.connected(address_of(peer), Source::Tracker, now);
-        self.open(now, id, scenario, desk);
+        self.open(now, id, Endpoint::Dialled(address_of(peer)), scenario, desk);
     }
 
-    fn open(&mut self, now: Time, id: SessionId, scenario: &Scenario, desk: &mut Desk) {
+    fn open(&mut self, now: Time, id: SessionId, endpoint: Endpoint, scenario: &Scenario, desk: &mut Desk) {
         let peer = self.conns[id.0 as usize].peer;
         self.record.neighbours.insert(peer);
         let identity = Identity::Address(ip_of(peer));
         self.swarm.open(now, id, SessionInfo { identity, fast: true });
+        self.swarm.set_endpoint(id, endpoint);
         let max_block = Some(scenario.config.max_block_bytes);
         self.swarm.set_peer_extensions(id, Some(REQUESTS_SERVED), max_block, false);
         self.serve(now, id, scenario, desk);

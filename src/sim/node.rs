@@ -13,12 +13,13 @@ use super::link::{Chunk, Downlink, Socket, Uplink};
 use super::outcome::Record;
 use super::scenario::{PeerSpec, START, Scenario};
 use crate::clock::Time;
+use crate::swarm::bans::Bans;
 use crate::swarm::choker::{Decision, SessionView};
 use crate::swarm::dial::{Ended, KnownPeers};
-use crate::swarm::{CloseReason, Effect, Identity, PeerFault, Placement, Receipt, SessionId, Swarm};
+use crate::swarm::{CloseReason, Effect, Giver, Identity, PeerFault, Placement, Receipt, SessionId, Swarm, UnitDigest};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::framing::{Frame, Framer};
-use crate::wire::layout::{Block, PieceIndex};
+use crate::wire::layout::{BLOCK_BYTES, Block, PieceIndex};
 use crate::wire::message::encode_piece_header;
 
 /// No timer fires sooner: the grain of the daemon's.
@@ -164,6 +165,7 @@ pub(super) struct Node {
     choker: Box<dyn Choking>,
     behaviour: Box<dyn Behaviour>,
     pub book: KnownPeers,
+    pub bans: Bans,
     /// By session.
     pub conns: Vec<Conn>,
     /// Open sessions and dials, by peer.
@@ -227,6 +229,7 @@ impl Node {
             choker,
             behaviour,
             book,
+            bans: Bans::default(),
             conns: Vec::new(),
             by_peer: BTreeMap::new(),
             inbox: BinaryHeap::new(),
@@ -388,7 +391,7 @@ impl Node {
         if !spoiled && self.spoiled.is_empty() {
             return;
         }
-        for begin in (block.begin()..block.end()).step_by(crate::wire::layout::BLOCK_BYTES as usize) {
+        for begin in (block.begin()..block.end()).step_by(BLOCK_BYTES as usize) {
             if spoiled {
                 self.spoiled.insert((block.piece(), begin));
             } else {
@@ -399,15 +402,35 @@ impl Node {
 
     fn piece_is_in(&mut self, now: Time, piece: PieceIndex) {
         if self.spoiled.range((piece, 0)..=(piece, u32::MAX)).next().is_some() {
+            let digests = self.digests(piece);
             self.spoiled.retain(|(spoiled, _)| *spoiled != piece);
             self.record.failed_pieces += 1;
-            self.swarm.piece_failed(piece);
+            self.swarm.piece_failed(piece, &digests);
             return;
         }
         for given in self.swarm.piece_verified(piece) {
             *self.ledger.entry(given.identity).or_default() += u64::from(given.bytes);
         }
+        if self.swarm.is_suspect(piece) {
+            let digests = self.digests(piece);
+            self.swarm.judge(piece, &digests);
+        }
         self.record.piece(now);
+    }
+
+    /// Of each unit of a piece: noise has a digest of its own.
+    fn digests(&self, piece: PieceIndex) -> Vec<UnitDigest> {
+        let begins = (0..self.swarm.layout().piece_len(piece)).step_by(BLOCK_BYTES as usize);
+        begins.map(|begin| UnitDigest([u8::from(self.spoiled.contains(&(piece, begin))); 20])).collect()
+    }
+
+    /// A peer gave noise: neither side will hear of the other for a while.
+    fn ban(&mut self, now: Time, culprit: &Giver) {
+        if self.bans.ban(culprit, now).is_some()
+            && let Some(peer) = culprit.endpoint.and_then(|endpoint| peer_of(endpoint.addr()))
+        {
+            self.record.banned.insert(peer);
+        }
     }
 
     /// Fills the connection's socket, as far as it has room: what is said before what is served.
@@ -485,6 +508,7 @@ impl Node {
                         }
                         self.close(now, id, how, true, desk);
                     }
+                    Effect::Ban(culprit, _) => self.ban(now, &culprit),
                     Effect::ReviewChoking => self.review(now, desk),
                     Effect::Complete => self.complete(now),
                 }

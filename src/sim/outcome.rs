@@ -39,6 +39,7 @@ pub(super) struct Record {
     transfers: BTreeMap<u32, Transfer>,
     pub faults: Vec<(u32, PeerFault)>,
     pub failed_pieces: u32,
+    pub banned: BTreeSet<u32>,
     digest: u64,
     events: u64,
 }
@@ -56,6 +57,7 @@ impl Record {
             transfers: BTreeMap::new(),
             faults: Vec::new(),
             failed_pieces: 0,
+            banned: BTreeSet::new(),
             digest: 0xCBF2_9CE4_8422_2325,
             events: 0,
         }
@@ -126,7 +128,9 @@ pub struct PeerOutcome {
     pub longest_wait: Duration,
     /// Pieces whose hash was wrong.
     pub failed_pieces: u32,
-    /// Peers that it shut out, and for what.
+    /// Peers that it banned.
+    pub banned: BTreeSet<usize>,
+    /// Peers that it hung up on, and for what.
     pub faults: Vec<(usize, PeerFault)>,
     /// By peer; only those with whom it had a session.
     pub transfers: BTreeMap<usize, Transfer>,
@@ -311,6 +315,7 @@ fn peer_outcome(scenario: &Scenario, node: Node) -> PeerOutcome {
         completed_at: record.completed_at.map(|at| at.since(START)),
         longest_wait: record.longest_wait,
         failed_pieces: record.failed_pieces,
+        banned: record.banned.into_iter().map(|peer| peer as usize).collect(),
         faults: record.faults.into_iter().map(|(peer, fault)| (peer as usize, fault)).collect(),
         transfers: record.transfers.into_iter().map(|(peer, transfer)| (peer as usize, transfer)).collect(),
         piece_times_ms: record.piece_times_ms,

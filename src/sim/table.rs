@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::agents::{Cooperative, FreeRider};
+use super::agents::{Cooperative, FreeRider, Poisoner};
 use super::bound::block_bound_s;
 use super::outcome::Outcome;
 use super::scenario::{PeerSpec, Scenario};
@@ -89,6 +89,13 @@ pub const ROWS: &[Row] = &[
         play: free_riders,
     },
     Row {
+        name: "poisoners",
+        figure: "last finish with 10 % poisoners / with none; infinite if an innocent peer was banned",
+        goal: Goal::AtMost(1.25),
+        seeds: 20,
+        play: poisoners,
+    },
+    Row {
         name: "churn",
         figure: "last finish / fluid bound; half come late, a quarter goes when complete",
         goal: Goal::AtMost(3.0),
@@ -137,6 +144,21 @@ fn free_riders(size: Size, seed: u64, threads: usize) -> Played {
     let played = against_block_bound(&scenario);
     let half = played.outcome.half_complete_at("leecher").unwrap_or(Duration::MAX);
     Played { figure: played.outcome.median_share_at("free rider", half, scenario.layout.piece_count()), ..played }
+}
+
+/// One leecher in ten sends nothing but noise, in the place of one that is honest in the run it is compared with.
+fn poisoners(size: Size, seed: u64, threads: usize) -> Played {
+    let clean = crowd(size, seed, threads);
+    let mut poisoned = clean.clone();
+    for peer in poisoned.peers.iter_mut().filter(|peer| !peer.seed).step_by(10) {
+        *peer = PeerSpec { class: "poisoner", awaited: false, conduct: Poisoner::conduct(1.0), ..peer.clone() };
+    }
+    let clean_s = clean.run().assert_sound().last_s();
+    let played = against_block_bound(&poisoned);
+    let peers = &played.outcome.peers;
+    let wronged = peers.iter().flat_map(|peer| &peer.banned).any(|banned| peers[*banned].class != "poisoner");
+    let ratio = if wronged { f64::INFINITY } else { played.outcome.last_s() / clean_s };
+    Played { figure: ratio, ..played }
 }
 
 /// Half come over a time of half the bound, one in four goes as soon as it is complete, one in eight before.

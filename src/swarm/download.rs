@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::picker::{Picker, Put, Taken, Want};
 use super::session::{Incoming, Request, Session};
 use super::torrent::Swarm;
-use super::{CloseReason, Given, PeerFault, SessionId};
+use super::{CloseReason, Given, PeerFault, SessionId, UnitDigest};
 use crate::clock::Time;
 use crate::wire::layout::{BLOCK_BYTES, Block, PieceIndex, RawBlock};
 use crate::wire::message::Message;
@@ -92,7 +92,7 @@ impl Swarm {
             return Receipt::Redundant;
         };
         session.down.learn(now, incoming, self.config.window_max_bytes);
-        let taken = self.picker.received(block, incoming.slot, (id, session.info.identity));
+        let taken = self.picker.received(block, incoming.slot, session.giver());
         if !incoming.late {
             self.picker.answered(block);
         }
@@ -132,6 +132,7 @@ impl Swarm {
         let (given, news) = self.picker.verified(piece);
         for giver in &given {
             if let Some(session) = self.sessions.get_mut(&giver.session) {
+                session.down.on_parole &= given.len() > 1;
                 session.down.verified_bytes += u64::from(giver.bytes);
             }
         }
@@ -141,13 +142,12 @@ impl Swarm {
         given
     }
 
-    /// The piece's hash is wrong: all of it is missing again, and will be asked of one peer alone. Who gave the whole
-    /// piece alone is to blame, and its session is closed.
-    pub fn piece_failed(&mut self, piece: PieceIndex) -> Vec<Given> {
+    /// The piece's hash is wrong: all of it is missing again, and will be asked of one peer alone. `digests` are those of
+    /// its units, in order; none if it may have gone bad on our own side, which is nobody's fault.
+    pub fn piece_failed(&mut self, piece: PieceIndex, digests: &[UnitDigest]) -> Vec<Given> {
+        let origins = self.picker.origins(piece);
         let given = self.picker.restart(piece, true);
-        if let [culprit] = given.as_slice() {
-            self.tell_to_close(culprit.session, CloseReason::Fault(PeerFault::BadPiece(piece)));
-        }
+        self.blame_givers(piece, origins, digests);
         self.wake_starved();
         given
     }
@@ -370,7 +370,7 @@ fn free_late_requests(picker: &mut Picker, session: &mut Session, now: Time, pat
 fn pick(picker: &mut Picker, session: &mut Session, block_bytes: u32) -> Option<Block> {
     let Session { id, pieces, down, .. } = session;
     let own = |piece: PieceIndex, unit: u32| down.covers(piece, unit);
-    let want = Want { session: *id, pieces, block_bytes, own: &own };
+    let want = Want { session: *id, pieces, block_bytes, alone: down.on_parole, own: &own };
     if session.peer_chokes {
         let allowed = down.allowed_fast.iter().copied().filter(|&piece| pieces.get(piece));
         return allowed.into_iter().find_map(|piece| picker.pick_in(piece, &want));

@@ -23,8 +23,10 @@ pub enum PeerFault {
     BadRejects,
     #[error("it sends requests without end and does not read the answers")]
     DoesNotRead,
-    #[error("the hash of piece {} is wrong, and it alone gave that piece", .0.get())]
+    #[error("it gave wrong bytes of piece {}", .0.get())]
     BadPiece(PieceIndex),
+    #[error("it floods us with messages that say nothing")]
+    Floods,
     #[error("it stopped in the middle of a block")]
     Stalled,
     #[error("{0}")]

@@ -4,15 +4,19 @@
 //! - [`Swarm`]: one torrent's swarm from our seat. Sessions, what to ask of whom, what to serve, whom to tell.
 //! - [`choker`]: who may be served, over all sessions of all torrents.
 //! - [`dial`]: whom to connect to; [`neighbours`]: how many, and who makes room. [`proving`]: how a peer proves who it is.
+//! - [`bans`]: who is shut out, over all torrents; `blame`: who gave the wrong bytes of a piece.
 //! - [`limiter`]: how a limited rate is shared out.
 //! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
 
 use std::net::IpAddr;
 
+pub mod bans;
+mod blame;
 pub mod choker;
 pub mod dial;
 mod download;
 mod fault;
+mod flood;
 pub mod limiter;
 pub mod neighbours;
 pub mod picker;
@@ -26,6 +30,7 @@ mod testnet;
 mod torrent;
 mod upload;
 
+pub use blame::{Giver, UnitDigest};
 pub use download::{Placement, Receipt};
 pub use fault::{CloseReason, PeerFault};
 pub use session::{SessionInfo, SessionReport};
@@ -52,7 +57,7 @@ pub struct Given {
 }
 
 impl Given {
-    fn new(identity: Identity, session: SessionId) -> Given {
-        Given { identity, session, bytes: 0 }
+    fn by(giver: &Giver) -> Given {
+        Given { identity: giver.identity, session: giver.session, bytes: 0 }
     }
 }

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use rand::SeedableRng;
 use rand::rngs::SmallRng;
 
+use super::blame::{Giver, Origins};
 use super::rarity::Rarity;
-use super::{Given, Identity, SessionId};
+use super::{Given, SessionId};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{BLOCK_BYTES, Block, Layout, PieceIndex, RawBlock};
 
@@ -44,7 +45,7 @@ struct Unit {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Source {
     Anyone,
-    /// The piece came out wrong once: all of it is asked of one peer, so that another failure has one culprit.
+    /// All of it is asked of one peer, so that a failure has one culprit: it came out wrong once, or that peer is suspected.
     One(Option<SessionId>),
 }
 
@@ -59,7 +60,9 @@ struct Begun {
     source: Source,
     /// Some unit may be under way twice: a receipt must look for requests to cancel.
     contested: bool,
-    givers: Vec<(SessionId, Identity)>,
+    givers: Vec<Giver>,
+    /// Sessions that gave some of it when it came out wrong: others are asked first.
+    suspects: Vec<SessionId>,
 }
 
 /// What a peer can be asked for.
@@ -69,6 +72,8 @@ pub struct Want<'a> {
     pub pieces: &'a Bitfield,
     /// The largest block it serves.
     pub block_bytes: u32,
+    /// It may give wrong bytes: only pieces of its own, so that they can be told from what others gave.
+    pub alone: bool,
     /// Requests of this very session that may cover pickable units (late ones, still unanswered).
     pub own: &'a dyn Fn(PieceIndex, u32) -> bool,
 }
@@ -138,23 +143,34 @@ impl Picker {
 
     /// The next block to ask of this peer, counted as asked. `fresh` says whether a new piece may be begun.
     pub fn pick(&mut self, want: &Want, fresh: bool) -> Option<Block> {
-        let found = (0..self.open.len()).find_map(|at| {
-            let piece = self.open[at];
-            let unit = want.pieces.get(piece).then(|| self.begun.get(&piece)?.first_pickable(piece, want))??;
-            Some((piece, unit))
-        });
-        if let Some((piece, unit)) = found {
+        let fit = |begun: &Begun| {
+            let separate = !want.alone || begun.source != Source::Anyone;
+            separate && !begun.suspects.contains(&want.session)
+        };
+        if let Some((piece, unit)) = self.find_open(want, fit) {
             return self.ask(piece, unit, want);
         }
-        let piece = if fresh { self.next_fresh(want.pieces)? } else { return None };
-        self.begin(piece);
-        self.ask(piece, 0, want)
+        if let Some(piece) = fresh.then(|| self.next_fresh(want.pieces)).flatten() {
+            self.begin(piece, if want.alone { Source::One(None) } else { Source::Anyone });
+            return self.ask(piece, 0, want);
+        }
+        // Rather from a suspect than not at all.
+        let (piece, unit) = self.find_open(want, |begun| !fit(begun))?;
+        self.ask(piece, unit, want)
+    }
+
+    /// The first open unit that this peer has, in pieces that `fit`.
+    fn find_open(&self, want: &Want, fit: impl Fn(&Begun) -> bool) -> Option<(PieceIndex, u32)> {
+        self.open.iter().filter(|&&piece| want.pieces.get(piece)).find_map(|&piece| {
+            let begun = self.begun.get(&piece).filter(|begun| fit(begun))?;
+            Some((piece, begun.first_pickable(piece, want)?))
+        })
     }
 
     /// The next block of this very piece, for peers that serve some pieces while they choke us (BEP 6, *Allowed fast*).
     pub fn pick_in(&mut self, piece: PieceIndex, want: &Want) -> Option<Block> {
         if self.rarity.is_fresh(piece) {
-            self.begin(piece);
+            self.begin(piece, Source::Anyone);
         }
         let unit = self.begun.get(&piece)?.first_pickable(piece, want)?;
         self.ask(piece, unit, want)
@@ -231,7 +247,7 @@ impl Picker {
     }
 
     /// The whole payload of a placed block is in. `slot` is where it was placed.
-    pub fn received(&mut self, block: Block, slot: bool, giver: (SessionId, Identity)) -> Taken {
+    pub fn received(&mut self, block: Block, slot: bool, giver: Giver) -> Taken {
         let Some(begun) = self.begun.get_mut(&block.piece()) else { return Taken::Nothing };
         let was_open = begun.pickable > 0;
         let giver = begun.giver(giver);
@@ -307,6 +323,12 @@ impl Picker {
         (begun.map(|begun| begun.givers_of(self.layout, piece)).unwrap_or_default(), news)
     }
 
+    /// Who gave what is in of the piece, by unit. All of it must be in.
+    pub(super) fn origins(&self, piece: PieceIndex) -> Origins {
+        let Some(begun) = self.begun.get(&piece) else { return Origins::default() };
+        Origins { givers: begun.givers.clone(), units: begun.units.iter().map(|unit| unit.giver).collect() }
+    }
+
     /// Every unit of the piece is missing again. With `suspect`, its hash was wrong: from now on all of it is asked of
     /// one peer. Returns who had given what of it.
     pub fn restart(&mut self, piece: PieceIndex, suspect: bool) -> Vec<Given> {
@@ -318,12 +340,13 @@ impl Picker {
                 unit.state = State::Missing;
             }
         }
+        if suspect {
+            begun.source = Source::One(None);
+            begun.suspects = given.iter().map(|given| given.session).collect();
+        }
         begun.givers.clear();
         (begun.received, begun.cursor) = (0, 0);
         begun.pickable = begun.units.iter().filter(|unit| unit.is_pickable()).count() as u32;
-        if suspect {
-            begun.source = Source::One(None);
-        }
         self.reopen(piece, was_open);
         given
     }
@@ -409,7 +432,7 @@ impl Picker {
         from_floor.into_iter().find(|&piece| peer.get(piece) && self.rarity.is_fresh(piece))
     }
 
-    fn begin(&mut self, piece: PieceIndex) {
+    fn begin(&mut self, piece: PieceIndex, source: Source) {
         self.rarity.remove(piece);
         let units = self.layout.piece_len(piece).div_ceil(UNIT_BYTES);
         let begun = Begun {
@@ -417,9 +440,10 @@ impl Picker {
             cursor: 0,
             pickable: units,
             received: 0,
-            source: Source::Anyone,
+            source,
             contested: false,
             givers: Vec::new(),
+            suspects: Vec::new(),
         };
         self.begun.insert(piece, begun);
         self.open.push(piece);
@@ -495,7 +519,7 @@ impl Begun {
         free.find(|&at| !(want.own)(piece, at))
     }
 
-    fn giver(&mut self, giver: (SessionId, Identity)) -> u16 {
+    fn giver(&mut self, giver: Giver) -> u16 {
         let at = self.givers.iter().position(|known| *known == giver).unwrap_or_else(|| {
             self.givers.push(giver);
             self.givers.len() - 1
@@ -504,7 +528,7 @@ impl Begun {
     }
 
     fn givers_of(&self, layout: Layout, piece: PieceIndex) -> Vec<Given> {
-        let mut given: Vec<Given> = self.givers.iter().map(|&(s, identity)| Given::new(identity, s)).collect();
+        let mut given: Vec<Given> = self.givers.iter().map(Given::by).collect();
         for (at, unit) in self.units.iter().enumerate().filter(|(_, unit)| unit.state == State::Received) {
             if let Some(giver) = given.get_mut(usize::from(unit.giver)) {
                 giver.bytes += layout.nth_block(piece, at as u32, UNIT_BYTES).map_or(0, |block| block.len());
@@ -534,6 +558,7 @@ fn is_aligned(block: Block, layout: Layout) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::swarm::Identity;
     use std::net::{IpAddr, Ipv4Addr};
 
     const PIECE_BYTES: u64 = 4 * UNIT_BYTES as u64;
@@ -560,7 +585,7 @@ mod tests {
     fn picks(picker: &mut Picker, peers: &[Bitfield], who: usize, units: u32, count: usize) -> String {
         let never = |_: PieceIndex, _: u32| false;
         let session = SessionId(who as u32);
-        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, own: &never };
+        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, alone: false, own: &never };
         let blocks = (0..count).map_while(|_| {
             let block = picker.pick(&want, true);
             picker.check();
@@ -570,14 +595,15 @@ mod tests {
         blocks.map(text).collect::<Vec<_>>().join(" ")
     }
 
-    fn giver(session: u32) -> (SessionId, Identity) {
-        (SessionId(session), Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, session as u8))))
+    fn giver(session: u32) -> Giver {
+        let identity = Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, session as u8)));
+        Giver { session: SessionId(session), identity, endpoint: None }
     }
 
     fn fill(picker: &mut Picker, peers: &[Bitfield], who: usize, units: u32) -> PieceIndex {
         let never = |_: PieceIndex, _: u32| false;
         let session = SessionId(who as u32);
-        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, own: &never };
+        let want = Want { session, pieces: &peers[who], block_bytes: units * UNIT_BYTES, alone: false, own: &never };
         loop {
             let block = picker.pick(&want, true).unwrap();
             assert_eq!(picker.place(block), Put::Slot);
@@ -676,6 +702,31 @@ mod tests {
         assert_eq!(picks(&mut picker, &peers, 0, 1, 1), "");
         picker.release(SessionId(1));
         assert_eq!(picks(&mut picker, &peers, 0, 1, 1), "4:1+1");
+    }
+
+    #[test]
+    fn suspects_get_pieces_of_their_own_and_a_piece_that_was_wrong_last() {
+        let never = |_: PieceIndex, _: u32| false;
+        let (mut picker, peers) = picker("####..", &["######", "######", "######"], false, 1);
+        let first = picks(&mut picker, &peers, 0, 1, 1);
+        let want = Want { session: SessionId(1), pieces: &peers[1], block_bytes: UNIT_BYTES, alone: true, own: &never };
+        let own = picker.pick(&want, true).unwrap().piece();
+        assert!(!first.starts_with(&own.get().to_string()), "not one that somebody else gives to");
+        assert_eq!(picker.pick(&want, true).unwrap().piece(), own);
+        let rest = picks(&mut picker, &peers, 0, 4, 9);
+        assert_eq!(rest, format!("{}:1+3", &first[..1]), "and nobody else gives to its own");
+        // What it spoilt is asked of another, of it only while there is nothing else.
+        for unit in 0..4 {
+            let block = picker.layout().nth_block(own, unit, UNIT_BYTES).unwrap();
+            assert_eq!(picker.place(block), Put::Slot);
+            picker.received(block, true, giver(1));
+            picker.answered(block);
+        }
+        picker.restart(own, true);
+        picker.forget(picker.layout().piece(0).unwrap(), peers.iter());
+        assert_eq!(picker.pick(&want, true).unwrap().piece().get(), 0);
+        assert_eq!(picks(&mut picker, &peers, 2, 1, 1), format!("{}:0+1", own.get()));
+        picker.check();
     }
 
     #[test]

@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use super::bans::Endpoint;
+use super::flood::Chatter;
 use super::rate::ByteRate;
 use super::superseed::Veil;
-use super::{Identity, PeerFault, SessionId};
+use super::{Giver, Identity, PeerFault, SessionId};
 use crate::clock::Time;
 use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{BLOCK_BYTES, Block, MAX_BLOCK_BYTES, PieceIndex};
@@ -131,6 +133,8 @@ pub(super) struct Download {
     pub usual: Option<Duration>,
     pub last_block: Time,
     pub snubbed: bool,
+    /// It gave some of a piece that came wrong, and has not given a whole one alone since.
+    pub on_parole: bool,
     /// Nothing fresh was found for it; stays so until it has a new piece.
     pub fresh_exhausted: bool,
     /// It had room for requests and nothing to ask.
@@ -160,6 +164,10 @@ pub(super) struct Upload {
 pub(super) struct Session {
     pub id: SessionId,
     pub info: SessionInfo,
+    /// Where the peer was met, for bans.
+    pub endpoint: Option<Endpoint>,
+    /// It has said on which port it listens.
+    pub port_told: bool,
     pub since: Time,
     pub pieces: Bitfield,
     /// The peer has said what it has.
@@ -182,6 +190,7 @@ pub(super) struct Session {
     pub tell_now: bool,
     pub woken: bool,
     pub closing: bool,
+    pub chatter: Chatter,
     offences: u32,
 }
 
@@ -190,6 +199,8 @@ impl Session {
         Session {
             id,
             info,
+            endpoint: None,
+            port_told: false,
             since: now,
             pieces: Bitfield::empty(pieces),
             pieces_known: false,
@@ -207,6 +218,7 @@ impl Session {
             tell_now: false,
             woken: false,
             closing: false,
+            chatter: Chatter::default(),
             offences: 0,
         }
     }
@@ -231,6 +243,11 @@ impl Session {
         self.we_interested = interested;
         self.send(if interested { &Message::Interested } else { &Message::NotInterested });
         true
+    }
+
+    /// Who gives what comes over this session now.
+    pub fn giver(&self) -> Giver {
+        Giver { session: self.id, identity: self.info.identity, endpoint: self.endpoint }
     }
 
     /// Whether it is to hear of a piece that we got. A peer that has the piece knows enough, unless it wants nothing and
@@ -295,6 +312,7 @@ impl Download {
             usual: None,
             last_block: now,
             snubbed: false,
+            on_parole: false,
             fresh_exhausted: false,
             starved: false,
             paused_until: None,

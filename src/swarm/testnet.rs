@@ -2,15 +2,17 @@
 //! break, peers that lie. Every random choice follows from one seed, which each failure names.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::bans::{Bans, Endpoint};
 use super::choker::{Choker, UploadSlots};
 use super::*;
 use crate::clock::Time;
+use crate::swarm::picker::UNIT_BYTES;
 use crate::wire::bitfield::Bitfield;
 use crate::wire::framing::{Frame, Framer};
 use crate::wire::layout::{Block, Layout, MAX_BLOCK_BYTES, PieceIndex};
@@ -24,8 +26,12 @@ enum Manner {
     Honest,
     /// Sends noise in this share of its blocks.
     Poisons(f64),
+    /// Sends noise in one block of so many.
+    PoisonsOneIn(u64),
     /// Takes requests and answers none.
     Silent,
+    /// Has nothing of what it claims, and says so when it is asked.
+    Rejects,
 }
 
 #[derive(Clone, Copy)]
@@ -59,6 +65,11 @@ struct Node {
     tick_at: Option<Time>,
     complete_at: Option<Time>,
     faults: Vec<(SessionId, PeerFault)>,
+    bans: Bans,
+    /// Nodes that it banned, in that order.
+    banned: Vec<usize>,
+    failed_pieces: u32,
+    sent_blocks: u64,
     /// In sessions that are closed.
     wasted: u64,
     /// Onto the link.
@@ -103,6 +114,8 @@ struct Net {
     now: Time,
     layout: Layout,
     delay_ms: std::ops::Range<u64>,
+    /// All nodes are behind one IP address.
+    one_address: bool,
     /// Mean life of a connection; broken ones are made again after a second.
     breaks_after_s: Option<f64>,
     nodes: Vec<Node>,
@@ -135,6 +148,7 @@ impl Net {
             now: Time::from_secs(1_000),
             layout,
             delay_ms: 5..30,
+            one_address: false,
             breaks_after_s: None,
             nodes: nodes.collect(),
             conns: Vec::new(),
@@ -162,7 +176,7 @@ impl Net {
         let _tell = Tell(self.seed);
         let start = self.now;
         let mut steps = 0u64;
-        while self.nodes.iter().any(|node| node.complete_at.is_none() && !node.swarm.is_complete()) {
+        while self.nodes.iter().any(|node| node.is_honest() && !node.swarm.is_complete()) {
             let Some(((at, _), event)) = self.events.pop_first() else { panic!("nothing left to happen") };
             self.now = at;
             let ran = self.now.since(start);
@@ -175,7 +189,7 @@ impl Net {
         }
         for node in &self.nodes {
             node.swarm.check();
-            assert_eq!(node.swarm.left_bytes(), 0);
+            assert!(node.swarm.left_bytes() == 0 || !node.is_honest());
         }
         self.now.since(start).as_secs_f64()
     }
@@ -227,17 +241,29 @@ impl Net {
     }
 
     fn connect(&mut self, a: usize, b: usize) {
+        let at =
+            |node: usize| (Ipv4Addr::new(10, 0, 0, if self.one_address { 0 } else { node as u8 }), 7_000 + node as u16);
+        let endpoints = [(a, Endpoint::Dialled(at(b).into())), (b, Endpoint::CameFrom(at(a).into()))];
+        let banned = |(me, endpoint): (usize, Endpoint)| {
+            let identity = Identity::Address(endpoint.addr().ip());
+            let peer = Giver { session: SessionId(0), identity, endpoint: Some(endpoint) };
+            self.nodes[me].bans.is_banned(&peer, self.now)
+        };
+        if endpoints.into_iter().any(banned) {
+            return;
+        }
         let conn = self.conns.len();
         let bitfield_bytes = self.layout.piece_count().div_ceil(8);
         let end =
             |node| End { node, framer: Framer::new(bitfield_bytes), payload: None, unsent: 0, last_arrival: self.now };
         self.conns.push(Conn { ends: [end(a), end(b)], open: true });
         let fast = self.nodes[a].setup.fast && self.nodes[b].setup.fast;
-        for (me, peer) in [(a, b), (b, a)] {
-            let identity = Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, peer as u8)));
+        for ((me, endpoint), peer) in endpoints.into_iter().zip([b, a]) {
+            let identity = Identity::Address(endpoint.addr().ip());
             let peer_max = self.nodes[peer].setup.max_block_bytes;
             let node = &mut self.nodes[me];
             node.swarm.open(self.now, SessionId(conn as u32), SessionInfo { identity, fast });
+            node.swarm.set_endpoint(SessionId(conn as u32), endpoint);
             node.swarm.set_peer_extensions(SessionId(conn as u32), Some(500), Some(peer_max), false);
         }
         if let Some(mean) = self.breaks_after_s {
@@ -284,6 +310,12 @@ impl Net {
                         }
                         self.close(id.0 as usize);
                         return self.pump(at);
+                    }
+                    Effect::Ban(culprit, _) => {
+                        let who = culprit.endpoint.expect("every node is met somewhere");
+                        if node.bans.ban(&culprit, now).is_some() {
+                            node.banned.push(usize::from(who.addr().port() - 7_000));
+                        }
                     }
                     Effect::ReviewChoking => node.review(now),
                     Effect::Complete => node.complete_at = Some(now),
@@ -334,8 +366,17 @@ impl Net {
                 return;
             }
             let Some(block) = node.swarm.next_upload(id) else { return };
+            if node.setup.manner == Manner::Rejects {
+                node.swarm.upload_failed(id, block);
+                continue;
+            }
             let mut out = encode_piece_header(block.into()).to_vec();
-            let noise = matches!(node.setup.manner, Manner::Poisons(share) if self.rng.random_bool(share));
+            node.sent_blocks += 1;
+            let noise = match node.setup.manner {
+                Manner::Poisons(share) => self.rng.random_bool(share),
+                Manner::PoisonsOneIn(blocks) => node.sent_blocks.is_multiple_of(blocks),
+                Manner::Honest | Manner::Silent | Manner::Rejects => false,
+            };
             let start = layout.piece_start(block.piece()) + u64::from(block.begin());
             out.extend((start..start + u64::from(block.len())).map(|at| byte_at(at) ^ u8::from(noise)));
             node.swarm.upload_done(now, id, block);
@@ -431,9 +472,18 @@ impl Node {
             tick_at: None,
             complete_at: None,
             faults: Vec::new(),
+            bans: Bans::default(),
+            banned: Vec::new(),
+            failed_pieces: 0,
+            sent_blocks: 0,
             wasted: 0,
             sent: 0,
         }
+    }
+
+    /// Will complete its copy: whoever poisons is shut out by the others.
+    fn is_honest(&self) -> bool {
+        !matches!(self.setup.manner, Manner::Poisons(_) | Manner::PoisonsOneIn(_))
     }
 
     fn review(&mut self, now: Time) {
@@ -480,11 +530,23 @@ impl Node {
             let len = layout.piece_len(piece) as usize;
             assert!(slot[..len].iter().all(Option::is_some), "{piece:?} is called complete and is not");
             let right = slot[..len].iter().zip(start..).all(|(byte, at)| *byte == Some(byte_at(at)));
-            let given = if right { self.swarm.piece_verified(piece) } else { self.swarm.piece_failed(piece) };
+            let digests: Vec<UnitDigest> = slot[..len].chunks(UNIT_BYTES as usize).map(digest).collect();
+            self.failed_pieces += u32::from(!right);
+            let given = if right { self.swarm.piece_verified(piece) } else { self.swarm.piece_failed(piece, &digests) };
+            if right {
+                self.swarm.judge(piece, &digests);
+            }
             assert_eq!(given.iter().map(|given| given.bytes as usize).sum::<usize>(), len);
             assert!(!right || self.verified.insert(piece), "{piece:?} was fetched twice");
         }
     }
+}
+
+fn digest(unit: &[Option<u8>]) -> UnitDigest {
+    let sum = unit.iter().flatten().fold(0u64, |sum, &byte| (sum ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+    let mut digest = [0; 20];
+    digest[..8].copy_from_slice(&sum.to_be_bytes());
+    UnitDigest(digest)
 }
 
 fn layout(pieces: u64, piece_bytes: u64) -> Layout {
@@ -607,21 +669,54 @@ fn among_several_seeds_rarest_first_uses_the_uplinks_and_file_order_would_not() 
 }
 
 #[test]
-fn liars_are_found_and_shut_out_and_nobody_else_is() {
+fn poisoners_are_banned_and_nobody_else_is_even_behind_one_address() {
     for seed in 0..6 {
         let poisoner = Setup { manner: Manner::Poisons(1.0), ..SEED };
         let sometimes = Setup { manner: Manner::Poisons(0.1), ..SEED };
         let silent = Setup { manner: Manner::Silent, ..SEED };
         let setups = [SEED, poisoner, silent, sometimes, LEECHER, LEECHER];
         let mut net = Net::new(seed, layout(30, 128 << 10), &setups).full_mesh();
+        net.one_address = seed % 2 == 0;
         net.run(120);
         for leecher in [4, 5] {
-            for (id, fault) in &net.nodes[leecher].faults {
-                let conn = &net.conns[id.0 as usize];
-                let peer = conn.ends.iter().find(|end| end.node != leecher).unwrap().node;
+            let node = &mut net.nodes[leecher];
+            node.banned.sort_unstable();
+            assert_eq!(node.banned, [1, 3], "seed {seed}: {:?}", node.faults);
+            for (id, fault) in &node.faults {
+                let peer = net.conns[id.0 as usize].ends.iter().find(|end| end.node != leecher).unwrap().node;
                 assert!([1, 3].contains(&peer), "seed {seed}: {peer} was shut out for {fault}");
             }
-            assert!(!net.nodes[leecher].faults.is_empty(), "seed {seed}: the poisoner was not found");
         }
     }
+}
+
+#[test]
+fn seeds_that_have_nothing_hold_nobody_up() {
+    for seed in 0..3 {
+        let mut times = [Manner::Honest, Manner::Silent, Manner::Rejects].map(|manner| {
+            let mut setups = vec![SEED, LEECHER, LEECHER, LEECHER, LEECHER];
+            // A second seed, be it as slow as this: what a lone one does is not compared here.
+            let one = manner == Manner::Honest;
+            let up_bytes_per_s = if one { 20_000 } else { SEED.up_bytes_per_s };
+            setups.extend(vec![Setup { manner, up_bytes_per_s, ..SEED }; if one { 1 } else { 5 }]);
+            let mut net = Net::new(seed, layout(40, 256 << 10), &setups).full_mesh();
+            let took = net.run(120);
+            assert!(net.nodes.iter().all(|node| node.banned.is_empty()), "useless, not guilty");
+            took
+        });
+        times.iter_mut().for_each(|took| *took = (*took * 100.0).round() / 100.0);
+        let [clean, silent, rejecting] = times;
+        assert!(silent.max(rejecting) < 1.25 * clean, "seed {seed}: {times:?}");
+    }
+}
+
+#[test]
+fn one_bad_block_in_a_thousand_is_enough_to_be_found_at_the_next_attempt() {
+    let small = Setup { max_block_bytes: 16 << 10, up_bytes_per_s: 4_000_000, ..LEECHER };
+    let honest = Setup { seed: true, ..small };
+    let rare = Setup { manner: Manner::PoisonsOneIn(1_000), ..honest };
+    let mut net = Net::new(1, layout(200, 256 << 10), &[honest, rare, honest, small]).full_mesh();
+    net.one_address = true;
+    net.run(120);
+    assert_eq!((&*net.nodes[3].banned, net.nodes[3].failed_pieces), (&[1][..], 1));
 }

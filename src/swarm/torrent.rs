@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
+use super::blame::{Blame, Giver};
 use super::choker::SessionView;
 use super::picker::Picker;
 use super::session::Session;
@@ -46,6 +47,9 @@ pub struct SwarmConfig {
 pub enum Effect {
     /// Close this session (and call [`Swarm::close`]).
     Close(SessionId, CloseReason),
+    /// This peer gave wrong bytes of the piece: shut it out of all torrents. Its session, if it is still open, is told
+    /// to close.
+    Ban(Giver, PieceIndex),
     /// Interest or membership changed, or a turn's quota was used up: ask the choker now.
     ReviewChoking,
     /// The last missing piece was verified.
@@ -63,6 +67,7 @@ pub struct Swarm {
     pub(super) config: SwarmConfig,
     pub(super) picker: Picker,
     pub(super) sessions: BTreeMap<SessionId, Session>,
+    pub(super) blame: Blame,
     pub(super) super_seed: Option<SuperSeed>,
     log: VerifiedLog,
     wakes: Vec<SessionId>,
@@ -81,6 +86,7 @@ impl Swarm {
             config,
             picker: Picker::new(layout, have, config.sequential, seed),
             sessions: BTreeMap::new(),
+            blame: Blame::default(),
             super_seed: None,
             log: VerifiedLog::default(),
             wakes: Vec::new(),
@@ -199,11 +205,8 @@ impl Swarm {
         self.wake(id);
     }
 
-    /// A message came. Extended messages are the shell's: here they are ignored, as is what we do not know.
-    ///
-    /// # Errors
-    /// When the peer broke the rules: the shell closes the session.
-    pub fn receive(&mut self, now: Time, id: SessionId, message: Message) -> Result<(), PeerFault> {
+    /// Does what a message asks for.
+    pub(super) fn obey(&mut self, now: Time, id: SessionId, message: Message) -> Result<(), PeerFault> {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         let needs_fast = matches!(
             message,
@@ -228,7 +231,7 @@ impl Swarm {
             }
             Message::HaveNone => self.peer_has_these(id, Bitfield::empty(self.layout().piece_count()))?,
             Message::Request(raw) => self.peer_requests(now, id, raw)?,
-            Message::Cancel(raw) => self.peer_cancels(id, raw)?,
+            Message::Cancel(raw) => self.peer_cancels(id, raw),
             Message::Reject(raw) => self.peer_rejects(now, id, raw)?,
             Message::AllowedFast(index) => self.peer_allows_fast(id, index)?,
             Message::KeepAlive
@@ -772,7 +775,12 @@ mod tests {
         let mut choked = swarm;
         choked.set_choke(ID, true);
         let flood = (0..100_000).try_for_each(|_| choked.receive(NOW, ID, Message::Request(raw(0, 0))));
-        assert_eq!(flood, Err(PeerFault::DoesNotRead));
+        assert_eq!(flood, Err(PeerFault::Floods));
+        // Slowly enough to be no flood, but never reading an answer.
+        let mut unread = self::swarm(0, true);
+        let drip = (0..100_000)
+            .try_for_each(|n| unread.receive(NOW + Duration::from_millis(3 * n), ID, Message::Request(raw(0, 0))));
+        assert_eq!(drip, Err(PeerFault::DoesNotRead));
     }
 
     #[test]

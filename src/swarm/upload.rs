@@ -1,7 +1,7 @@
 //! What peers ask of us.
 
 use super::choker::TURN_BYTES;
-use super::session::{MAX_OUTBOX_BYTES, Session, Upload};
+use super::session::{Session, Upload};
 use super::torrent::Swarm;
 use super::{PeerFault, SessionId};
 use crate::clock::Time;
@@ -71,16 +71,14 @@ impl Swarm {
         } else if !session.up.queue.contains(&had) {
             session.up.queue.push_back(had);
             self.superseed_asked(now, id, had.piece());
-            return Ok(());
         }
-        if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
+        Ok(())
     }
 
-    pub(super) fn peer_cancels(&mut self, id: SessionId, raw: RawBlock) -> Result<(), PeerFault> {
-        let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
+    pub(super) fn peer_cancels(&mut self, id: SessionId, raw: RawBlock) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         // With the fast extension every request is answered, a cancelled one by a reject (BEP 6).
         session.withdraw(|block| RawBlock::from(*block) == raw);
-        if session.outbox.len() > MAX_OUTBOX_BYTES { Err(PeerFault::DoesNotRead) } else { Ok(()) }
     }
 }
 

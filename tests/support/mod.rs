@@ -7,6 +7,7 @@ pub mod gate;
 pub mod net;
 pub mod peer;
 pub mod process;
+pub mod scripted;
 pub mod stranger;
 
 use std::time::{Duration, Instant};

@@ -21,8 +21,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::io::IoSlice;
 
 use super::check::PieceHasher;
+use super::digest;
 use super::pool::Buffer;
 use super::storage::{Storage, StorageError};
+use crate::swarm::UnitDigest;
 use crate::wire::id::PieceCheck;
 use crate::wire::layout::{Block, Layout, PieceIndex};
 
@@ -40,21 +42,25 @@ pub enum Inserted {
 }
 
 /// What became of a piece when its work came back.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// Not whole yet. Ask [`Assembly::next_work`] again.
     Pending(PieceIndex),
     /// Right and written (not yet synced). The assembly has let go of it.
     Verified(PieceIndex),
-    /// Whole and wrong: its blocks are gone.
-    Wrong(PieceIndex),
+    /// Wrong: its blocks are gone. The digests are those of its units, as peers gave them; none if our own disk may be to
+    /// blame.
+    Wrong { piece: PieceIndex, digests: Vec<UnitDigest> },
     /// The piece was abandoned while the work was out.
     Stale(PieceIndex),
 }
 
 impl Outcome {
-    fn verdict(piece: PieceIndex, right: bool) -> Outcome {
-        if right { Outcome::Verified(piece) } else { Outcome::Wrong(piece) }
+    fn of(piece: PieceIndex, verdict: Verdict) -> Outcome {
+        match verdict {
+            Verdict::Right => Outcome::Verified(piece),
+            Verdict::Wrong(digests) => Outcome::Wrong { piece, digests },
+        }
     }
 }
 
@@ -87,7 +93,8 @@ struct Slot {
 enum State {
     InMemory(Buffer),
     BeingWritten,
-    Written,
+    /// What was written, for it to be known again when it is read back.
+    Written(Vec<UnitDigest>),
 }
 
 impl Assembly {
@@ -159,7 +166,8 @@ impl Assembly {
         let taken = std::mem::replace(&mut partial.blocks, beyond);
         let parts = taken.into_values().map(|slot| match slot.state {
             State::InMemory(buffer) => Part::InMemory(buffer),
-            State::Written | State::BeingWritten => Part::OnDisk { len: slot.len },
+            State::Written(digests) => Part::OnDisk { len: slot.len, digests },
+            State::BeingWritten => Part::OnDisk { len: slot.len, digests: Vec::new() },
         });
         partial.run_end = end;
         partial.in_parts = true;
@@ -197,15 +205,15 @@ impl Assembly {
     pub fn done(&mut self, done: Done) -> Outcome {
         let Done { piece, serial, kind } = done;
         match kind {
-            DoneKind::Piece { right } => {
-                if right {
+            DoneKind::Piece(verdict) => {
+                if verdict == Verdict::Right {
                     // Copies of its blocks may have come since.
                     self.pieces.remove(&piece);
                 }
-                Outcome::verdict(piece, right)
+                Outcome::of(piece, verdict)
             }
             DoneKind::Run(hashed) => self.run_done(piece, serial, hashed),
-            DoneKind::Spill { begins } => self.spill_done(piece, serial, &begins),
+            DoneKind::Spill { written } => self.spill_done(piece, serial, written),
         }
     }
 
@@ -221,18 +229,18 @@ impl Assembly {
                 partial.hashed = partial.run_end;
                 Outcome::Pending(piece)
             }
-            Hashed::Whole { right } => {
+            Hashed::Whole(verdict) => {
                 self.pieces.remove(&piece);
-                Outcome::verdict(piece, right)
+                Outcome::of(piece, verdict)
             }
         }
     }
 
-    fn spill_done(&mut self, piece: PieceIndex, serial: u64, begins: &[u32]) -> Outcome {
+    fn spill_done(&mut self, piece: PieceIndex, serial: u64, written: Vec<(u32, Vec<UnitDigest>)>) -> Outcome {
         let Some(partial) = self.same_attempt(piece, serial) else { return Outcome::Stale(piece) };
-        for begin in begins {
-            if let Some(slot) = partial.blocks.get_mut(begin) {
-                slot.state = State::Written;
+        for (begin, digests) in written {
+            if let Some(slot) = partial.blocks.get_mut(&begin) {
+                slot.state = State::Written(digests);
             }
         }
         Outcome::Pending(piece)
@@ -285,7 +293,7 @@ impl State {
     fn into_buffer(self) -> Option<Buffer> {
         match self {
             State::InMemory(buffer) => Some(buffer),
-            State::BeingWritten | State::Written => None,
+            State::BeingWritten | State::Written(_) => None,
         }
     }
 }
@@ -307,14 +315,24 @@ pub struct Done {
 }
 
 enum DoneKind {
-    Piece { right: bool },
+    Piece(Verdict),
     Run(Hashed),
-    Spill { begins: Vec<u32> },
+    /// By where each block begins.
+    Spill {
+        written: Vec<(u32, Vec<UnitDigest>)>,
+    },
 }
 
 enum Hashed {
     SoFar(PieceHasher),
-    Whole { right: bool },
+    Whole(Verdict),
+}
+
+#[derive(PartialEq, Eq)]
+enum Verdict {
+    Right,
+    /// See [`Outcome::Wrong`].
+    Wrong(Vec<UnitDigest>),
 }
 
 impl Work {
@@ -326,14 +344,15 @@ impl Work {
         }
     }
 
-    /// Hashes and writes; the buffers are back in the pool afterwards. `check` is the piece's. Blocking.
+    /// Hashes and writes; the buffers are back in the pool afterwards. `layout` is the torrent's, `check` the piece's.
+    /// Blocking.
     ///
     /// # Errors
     /// When the disk fails: [`Assembly::abandon`] the piece.
-    pub fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+    pub fn execute(self, storage: &Storage, layout: Layout, check: &PieceCheck) -> Result<Done, StorageError> {
         match self {
             Work::Piece(whole) => whole.execute(storage, check),
-            Work::Run(run) => run.execute(storage, check),
+            Work::Run(run) => run.execute(storage, layout, check),
             Work::Spill(spill) => spill.execute(storage),
         }
     }
@@ -361,12 +380,14 @@ impl CompletePiece {
 
     /// A wrong piece is not written.
     fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
-        let right = self.is_right(check);
-        if right {
+        let mut verdict = Verdict::Right;
+        if self.is_right(check) {
             let slices: Vec<IoSlice<'_>> = self.buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
             storage.write_vectored(self.start, &slices)?;
+        } else {
+            verdict = Verdict::Wrong(digest::of_parts(self.buffers.iter().map(|buffer| &**buffer)));
         }
-        Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece { right } })
+        Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece(verdict) })
     }
 }
 
@@ -390,6 +411,7 @@ enum Part {
     /// Spilled before: read back, hashed, not written again.
     OnDisk {
         len: u32,
+        digests: Vec<UnitDigest>,
     },
 }
 
@@ -399,7 +421,8 @@ impl Run {
         self.begin..self.end
     }
 
-    fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+    fn execute(self, storage: &Storage, layout: Layout, check: &PieceCheck) -> Result<Done, StorageError> {
+        let done = |hashed| Done { piece: self.piece, serial: self.serial, kind: DoneKind::Run(hashed) };
         let mut hasher = self.hasher.unwrap_or_else(|| PieceHasher::for_check(check));
         let mut scratch = Vec::new();
         let mut at = self.start + u64::from(self.begin);
@@ -413,9 +436,13 @@ impl Run {
                         slices.push(IoSlice::new(buffer));
                         at += buffer.len() as u64;
                     }
-                    Part::OnDisk { len } => {
+                    Part::OnDisk { len, digests } => {
                         scratch.resize(*len as usize, 0);
                         storage.read(at, &mut scratch)?;
+                        if digest::of_parts([&*scratch]) != *digests {
+                            // Not what was written: the piece cannot come right any more, and no peer is to blame.
+                            return Ok(done(Hashed::Whole(Verdict::Wrong(Vec::new()))));
+                        }
                         hasher.update(&scratch);
                         at += u64::from(*len);
                     }
@@ -423,11 +450,15 @@ impl Run {
             }
             storage.write_vectored(group_at, &slices)?;
         }
-        let hashed = match self.is_last {
-            true => Hashed::Whole { right: hasher.matches(check) },
-            false => Hashed::SoFar(hasher),
+        if !self.is_last {
+            return Ok(done(Hashed::SoFar(hasher)));
+        }
+        let hash = hasher.finish();
+        let verdict = match hash == *check {
+            true => Verdict::Right,
+            false => Verdict::Wrong(digest::of_piece(storage, layout, self.piece, &hash)),
         };
-        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Run(hashed) })
+        Ok(done(Hashed::Whole(verdict)))
     }
 }
 
@@ -450,8 +481,8 @@ impl Spill {
                 storage.write_vectored(self.start + u64::from(*begin), &slices)?;
             }
         }
-        let begins = self.blocks.iter().map(|(begin, _)| *begin).collect();
-        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Spill { begins } })
+        let written = self.blocks.iter().map(|(begin, buffer)| (*begin, digest::of_parts([&**buffer]))).collect();
+        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Spill { written } })
     }
 }
 
@@ -509,7 +540,7 @@ mod tests {
 
         fn execute(&self, work: Work) -> Done {
             let check = self.checks[work.piece().as_usize()];
-            work.execute(&self.test.storage, &check).unwrap()
+            work.execute(&self.test.storage, self.layout, &check).unwrap()
         }
 
         fn piece(&self, piece: u32) -> PieceIndex {
@@ -548,7 +579,8 @@ mod tests {
         bench.content[5] ^= 1;
         let piece = bench.piece(0);
         bench.insert_nth(0, 0..4);
-        assert_eq!(bench.run(piece, false), Some(Outcome::Wrong(piece)));
+        let digests = digest::of_parts([&*bench.content]);
+        assert_eq!(bench.run(piece, false), Some(Outcome::Wrong { piece, digests }));
         assert!(!bench.test.part().exists());
         assert_eq!((bench.assembly.pieces().count(), bench.pool.in_use_bytes()), (0, 0));
     }
@@ -634,7 +666,25 @@ mod tests {
         bench.test.write(40 * 16_384 + 9, &[!bench.content[40 * 16_384 + 9]]);
         bench.insert_nth(0, 0..40);
         bench.insert_nth(0, 41..64);
-        assert_eq!(bench.run(piece, false), Some(Outcome::Wrong(piece)));
+        let outcome = bench.run(piece, false);
+        assert_eq!(outcome, Some(Outcome::Wrong { piece, digests: Vec::new() }), "and no peer is blamed for it");
+    }
+
+    #[test]
+    fn a_wrong_piece_that_was_written_in_runs_has_its_digests_too() {
+        let mut bench = Bench::new(1 << 20, 1 << 20);
+        bench.content[700_000] ^= 1;
+        let piece = bench.piece(0);
+        bench.insert_nth(0, 30..31);
+        let spill = bench.assembly.spill(piece).unwrap();
+        let done = bench.execute(Work::Spill(spill));
+        assert_eq!(bench.assembly.done(done), Outcome::Pending(piece));
+        bench.insert_nth(0, 0..20);
+        assert_eq!(bench.run(piece, true), Some(Outcome::Pending(piece)));
+        bench.insert_nth(0, 20..30);
+        bench.insert_nth(0, 31..64);
+        let digests = digest::of_parts([&*bench.content]);
+        assert_eq!(bench.run(piece, true), Some(Outcome::Wrong { piece, digests }));
     }
 
     /// Two pieces, their blocks of mixed lengths in any order, pressure coming and going, work that comes back late.

@@ -33,10 +33,14 @@ impl PieceHasher {
         }
     }
 
-    pub fn matches(self, check: &PieceCheck) -> bool {
-        match (self, check) {
-            (PieceHasher::Sha1(sha1), PieceCheck::Sha1(expected)) => sha1.finalize().as_slice() == expected,
+    pub fn finish(self) -> PieceCheck {
+        match self {
+            PieceHasher::Sha1(sha1) => PieceCheck::Sha1(sha1.finalize().into()),
         }
+    }
+
+    pub fn matches(self, check: &PieceCheck) -> bool {
+        self.finish() == *check
     }
 }
 

@@ -3,6 +3,7 @@
 //! - [`fs`] is the narrow trait behind which a faulty disk can stand; the real one opens everything beneath a root.
 //! - [`storage`] maps one torrent's byte stream to its files, unfinished or in their final place.
 //! - [`check`] hashes pieces, one or all.
+//! - [`digest`] digests the parts of a piece that came wrong, to find who gave them.
 //! - [`pool`] owns the memory that payload passes through.
 //! - [`assembly`] collects the blocks of pieces in progress and says what to hash and write, and when.
 //!
@@ -10,6 +11,7 @@
 
 pub mod assembly;
 pub mod check;
+pub mod digest;
 pub mod fs;
 pub mod pool;
 pub mod storage;

@@ -64,7 +64,14 @@ fn whom_to_dial(core: &Core, torrent: &Torrent, active: &Active) -> Option<Socke
     match step {
         // Its place is free at the next look.
         Step::Replace(id) => inner.send_away(id),
-        _ if core.session_permits.available_permits() > 0 => return inner.book.next_dial(now),
+        _ if core.session_permits.available_permits() > 0 => {
+            while let Some(to) = inner.book.next_dial(now) {
+                if core.bouncer.may_dial(to, now) {
+                    return Some(to);
+                }
+                inner.book.ended(to, Ended::Fault, now);
+            }
+        }
         _ => {
             drop(inner);
             neighbours::make_room_anywhere(core, now);

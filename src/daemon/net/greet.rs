@@ -11,6 +11,7 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use super::introduction;
 use super::session::{Session, SessionEnd};
+use crate::daemon::banning;
 use crate::daemon::core::{ActivateError, Core, MAX_SESSIONS_PER_TORRENT};
 use crate::daemon::neighbours;
 use crate::daemon::torrent::{Active, Inner, SessionHandle, Torrent};
@@ -172,6 +173,7 @@ fn admit(
         inner.sessions.insert(handle.id, handle.clone());
         let info = SessionInfo { identity: handle.identity(), fast: theirs.reserved.fast() };
         inner.swarm.open(now, handle.id, info);
+        banning::take_note(core, &mut inner, &handle);
         if theirs.reserved.extension() {
             let offer = proving.as_ref().map(Proving::offer);
             let seeding = inner.swarm.is_complete() && inner.swarm.is_open_to(handle.id);

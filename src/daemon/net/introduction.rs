@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
+use crate::daemon::banning;
 use crate::daemon::core::Core;
 use crate::daemon::identity::{fresh_nonce, is_signed_by};
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
@@ -82,6 +83,10 @@ pub fn theirs(
     let mut inner = active.lock();
     let upload_only = theirs.upload_only.unwrap_or(false);
     inner.swarm.set_peer_extensions(handle.id, theirs.reqq, theirs.max_block, upload_only);
+    if let Some(port) = theirs.port {
+        inner.swarm.set_listening_port(handle.id, port);
+    }
+    banning::turn_away(core, &inner, handle);
     if let Some(proof) = proof {
         inner.swarm.queue_message(handle.id, &proof);
     }
@@ -108,6 +113,7 @@ pub fn theirs(
 /// # Errors
 /// When it is not the one right proof.
 pub fn proof(
+    core: &Core,
     torrent: &Torrent,
     active: &Active,
     handle: &SessionHandle,
@@ -120,6 +126,7 @@ pub fn proof(
     let mut inner = active.lock();
     handle.set_identity(identity);
     inner.swarm.set_identity(handle.id, identity);
+    banning::turn_away(core, &inner, handle);
     let mut others = inner.sessions.values().filter(|other| other.id != handle.id && other.closing().is_none());
     match others.find(|other| other.identity() == identity) {
         Some(twin) if twin.id < handle.id => twin.close(TWICE),

@@ -14,6 +14,7 @@ use super::introduction;
 use super::outbox::Outbox;
 use super::stream::PeerStream;
 use crate::clock::Time;
+use crate::daemon::banning;
 use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
 use crate::daemon::limits::Meter;
@@ -262,7 +263,7 @@ impl<S: PeerStream> Session<S> {
         match (id, &mut self.proving) {
             (0, proving) => introduction::theirs(&self.core, &self.active, &self.handle, proving.as_mut(), payload),
             (PROOF_ID, Some(proving)) => {
-                introduction::proof(&self.torrent, &self.active, &self.handle, proving, payload)
+                introduction::proof(&self.core, &self.torrent, &self.active, &self.handle, proving, payload)
             }
             _ => Ok(()),
         }
