@@ -294,8 +294,21 @@ pub(super) fn peers(out: &mut dyn Write, rows: &[PeerRow]) -> io::Result<()> {
     if rows.is_empty() {
         return writeln!(out, "Nobody is connected.");
     }
-    let headings =
-        ["ADDRESS", "DIR", ">DOWN", ">UP", "FLAGS", "SLOT", ">HAS", ">GAVE EVER", ">GAVE", ">GOT", "CLIENT", "TORRENT"];
+    let headings = [
+        "ADDRESS",
+        "DIR",
+        ">DOWN",
+        ">UP",
+        "FLAGS",
+        "SLOT",
+        "WHY",
+        ">HAS",
+        ">GAVE EVER",
+        ">GAVE",
+        ">GOT",
+        "CLIENT",
+        "TORRENT",
+    ];
     let mut table = Table::new(&headings);
     for row in rows {
         table.row([
@@ -310,6 +323,7 @@ pub(super) fn peers(out: &mut dyn Write, rows: &[PeerRow]) -> io::Result<()> {
                 Slot::None => "-",
             }
             .to_owned(),
+            row.why.clone(),
             percent(u64::from(row.pieces_have), u64::from(row.pieces_total)),
             bytes(row.given_ever_bytes),
             bytes(row.received_bytes),
@@ -333,7 +347,7 @@ pub(super) fn ledger(out: &mut dyn Write, rows: &[LedgerRow], now: u64) -> io::R
         return writeln!(out, "No peer has given us anything yet, nor we to any.");
     }
     let ago = |then: u64| format!("{} ago", duration(now.saturating_sub(then)));
-    let mut table = Table::new(&[">RECEIVED", ">SENT", "LAST SEEN", "FIRST SEEN", "PEER, FILES"]);
+    let mut table = Table::new(&[">RECEIVED", ">SENT", "LAST SEEN", "FIRST SEEN", "WHY", "PEER, FILES"]);
     for row in rows {
         match row {
             LedgerRow::Peer(peer) => {
@@ -344,11 +358,11 @@ pub(super) fn ledger(out: &mut dyn Write, rows: &[LedgerRow], now: u64) -> io::R
                     _ => peer.identity.clone(),
                 };
                 let (received, sent) = (bytes(peer.received_bytes), bytes(peer.sent_bytes));
-                table.row([received, sent, ago(peer.last_seen), ago(peer.first_seen), who]);
+                table.row([received, sent, ago(peer.last_seen), ago(peer.first_seen), peer.why.clone(), who]);
             }
             LedgerRow::File(file) => {
                 let (received, sent) = (bytes(file.received_bytes), bytes(file.sent_bytes));
-                table.row([received, sent, String::new(), String::new(), format!("    {}", file.name)]);
+                table.row([received, sent, String::new(), String::new(), String::new(), format!("    {}", file.name)]);
             }
         }
     }
@@ -497,7 +511,7 @@ mod tests {
         let ledger = text(|out| ledger(out, &samples::ledger_rows(), 1_700_000_660));
         assert!(ledger.contains("1 min 0 s ago") && ledger.contains("    got5.mp4"), "{ledger}");
         let peers = text(|out| peers(out, &samples::peer_rows()));
-        assert!(peers.contains("I-i-   optimistic"), "{peers}");
+        assert!(peers.contains("I-i-   optimistic  optimistic"), "{peers}");
         let left = text(|out| left(out, &samples::left()));
         assert!(left.contains("12 torrents") && left.contains("not told: udp://10.0.0.9:1: no answer"), "{left}");
         let search = text(|out| search(out, 300, &[samples::search_hit()]));

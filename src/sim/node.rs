@@ -13,7 +13,7 @@ use super::link::{Chunk, Downlink, Socket, Uplink};
 use super::outcome::Record;
 use super::scenario::{PeerSpec, START, Scenario};
 use crate::clock::Time;
-use crate::swarm::choker::{Decision, SessionView};
+use crate::swarm::choker::{Account, Decision, SessionView};
 use crate::swarm::dial::{Ended, KnownPeers};
 use crate::swarm::{CloseReason, Effect, Identity, PeerFault, Placement, Receipt, SessionId, Swarm};
 use crate::wire::bitfield::Bitfield;
@@ -176,7 +176,7 @@ pub(super) struct Node {
     /// Units of pieces in progress that are noise.
     spoiled: BTreeSet<(PieceIndex, u32)>,
     /// Verified bytes that each ever gave.
-    ledger: BTreeMap<Identity, u64>,
+    ledger: BTreeMap<Identity, Account>,
     serial: u64,
     pub present: bool,
     timer: Time,
@@ -405,7 +405,7 @@ impl Node {
             return;
         }
         for given in self.swarm.piece_verified(piece) {
-            *self.ledger.entry(given.identity).or_default() += u64::from(given.bytes);
+            self.ledger.entry(given.identity).or_default().given_bytes += u64::from(given.bytes);
         }
         self.record.piece(now);
     }
@@ -515,7 +515,7 @@ impl Node {
         desk.views.clear();
         desk.decisions.clear();
         let ledger = &self.ledger;
-        self.swarm.choker_views(|identity| ledger.get(identity).copied().unwrap_or(0), &mut desk.views);
+        self.swarm.choker_views(|identity| ledger.get(identity).copied().unwrap_or_default(), &mut desk.views);
         self.choker.review(now, &desk.views, &mut desk.decisions);
         // Slots are given back before they are given out.
         desk.decisions.sort_by_key(|decision| !decision.choke);
