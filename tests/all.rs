@@ -4,6 +4,7 @@ mod bad_input;
 mod fuzz;
 mod interop;
 mod limits;
+mod preferred;
 mod resume;
 mod story;
 mod support;
