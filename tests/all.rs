@@ -6,6 +6,7 @@ mod fuzz;
 mod interop;
 mod limits;
 mod neighbours;
+mod preferred;
 mod resume;
 mod story;
 mod support;

@@ -302,6 +302,7 @@ pub(super) fn peers(out: &mut dyn Write, entries: &[PeerEntry]) -> io::Result<()
         ">UP",
         "FLAGS",
         "SLOT",
+        "WHY",
         ">HAS",
         ">GAVE EVER",
         ">GAVE",
@@ -324,6 +325,7 @@ pub(super) fn peers(out: &mut dyn Write, entries: &[PeerEntry]) -> io::Result<()
                 Slot::None => "-",
             }
             .to_owned(),
+            row.why.clone(),
             percent(u64::from(row.pieces_have), u64::from(row.pieces_total)),
             bytes(row.given_ever_bytes),
             bytes(row.received_bytes),
@@ -358,7 +360,7 @@ pub(super) fn ledger(out: &mut dyn Write, rows: &[LedgerRow], now: u64) -> io::R
         return writeln!(out, "No peer has given us anything yet, nor we to any.");
     }
     let ago = |then: u64| format!("{} ago", duration(now.saturating_sub(then)));
-    let mut table = Table::new(&[">RECEIVED", ">SENT", "LAST SEEN", "FIRST SEEN", "PEER, FILES"]);
+    let mut table = Table::new(&[">RECEIVED", ">SENT", "LAST SEEN", "FIRST SEEN", "WHY", "PEER, FILES"]);
     for row in rows {
         match row {
             LedgerRow::Peer(peer) => {
@@ -369,11 +371,11 @@ pub(super) fn ledger(out: &mut dyn Write, rows: &[LedgerRow], now: u64) -> io::R
                     _ => short(&peer.identity),
                 };
                 let (received, sent) = (bytes(peer.received_bytes), bytes(peer.sent_bytes));
-                table.row([received, sent, ago(peer.last_seen), ago(peer.first_seen), who]);
+                table.row([received, sent, ago(peer.last_seen), ago(peer.first_seen), peer.why.clone(), who]);
             }
             LedgerRow::File(file) => {
                 let (received, sent) = (bytes(file.received_bytes), bytes(file.sent_bytes));
-                table.row([received, sent, String::new(), String::new(), format!("    {}", file.name)]);
+                table.row([received, sent, String::new(), String::new(), String::new(), format!("    {}", file.name)]);
             }
         }
     }
@@ -524,7 +526,7 @@ mod tests {
         let identity = Some(samples::peer_identities().remove(0).identity);
         let peer = PeerEntry { row: samples::peer_rows().remove(0), identity };
         let peers = text(|out| peers(out, &[peer]));
-        assert!(peers.contains("I-i-   optimistic"), "{peers}");
+        assert!(peers.contains("I-i-   optimistic  optimistic"), "{peers}");
         assert!(peers.contains("  key 0f0f0f0f0f0f0f0f  "), "{peers}");
         let left = text(|out| left(out, &samples::left()));
         assert!(left.contains("12 torrents") && left.contains("not told: udp://10.0.0.9:1: no answer"), "{left}");

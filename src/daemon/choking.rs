@@ -1,22 +1,19 @@
 //! Asks the choker when it is time and passes its decisions on.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::core::Core;
 use super::torrent::Status;
-use crate::swarm::choker::{Choker, Decision, SessionView, UploadSlots};
+use crate::swarm::choker::{Decision, SessionView};
 
 /// Turns are counted in bytes too, which no timer of the choker's knows: look so often while anybody is unchoked.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// Runs until the daemon stops.
 pub async fn run(core: Arc<Core>) {
-    let slots = core.options.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
-    let mut choker = Choker::new(slots, core.random_u64());
     loop {
-        let busy = review(&core, &mut choker);
+        let busy = review(&core);
         tokio::select! {
             () = core.choking.notified() => {}
             () = tokio::time::sleep(LOOK_EVERY), if busy => {}
@@ -25,19 +22,18 @@ pub async fn run(core: Arc<Core>) {
 }
 
 /// Returns whether there is anybody to decide about.
-fn review(core: &Arc<Core>, choker: &mut Choker) -> bool {
-    let now = core.clock.now();
+fn review(core: &Arc<Core>) -> bool {
+    let (now, today) = (core.clock.now(), core.clock.unix_seconds());
     let live: Vec<_> =
         core.live_torrents().into_iter().filter_map(|torrent| Some((torrent.active()?, torrent))).collect();
     let mut views: Vec<SessionView> = Vec::new();
     for (active, torrent) in &live {
         if torrent.with_status(Status::is_live) {
-            active.lock().swarm.choker_views(|identity| core.ledger.given_bytes(*identity), &mut views);
+            active.lock().swarm.choker_views(|identity| core.ledger.account(*identity, today), &mut views);
         }
     }
     let mut decisions: Vec<Decision> = Vec::new();
-    choker.review(now, &views, &mut decisions);
-    core.optimistic.store(choker.optimistic().map_or(0, |session| session.0), Ordering::Relaxed);
+    core.choker().review(now, &views, &mut decisions);
     // Slots are given back before they are given out: at no moment are there more than there should be.
     decisions.sort_by_key(|decision| !decision.choke);
     for decision in decisions {

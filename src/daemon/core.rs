@@ -36,6 +36,7 @@ use crate::clock::{Clock, Time};
 use crate::db::chunks::{self, ChunkError};
 use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Batch, Store, StoreError};
+use crate::swarm::choker::{Choker, UploadSlots};
 use crate::swarm::dial::KnownPeers;
 use crate::swarm::neighbours::Neighbours;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
@@ -86,8 +87,7 @@ pub struct Core {
     pub bouncer: Bouncer,
     /// `peerctl leave` has been carried out.
     pub leave: Notify,
-    /// The session that holds the optimistic slot; 0 if none does.
-    pub optimistic: AtomicU32,
+    choker: Mutex<Choker>,
     pub started: Time,
     /// The daemon stops: whoever hashes gives up.
     pub stopping: AtomicBool,
@@ -153,6 +153,7 @@ impl Core {
         random.fill_bytes(&mut bytes);
         let trackers = Arc::new(TrackerClient::new(Patience::default())?);
         let further = parts.options.further_trackers.iter().filter_map(|url| TrackerUrl::parse(url).ok());
+        let slots = parts.options.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
         let further_trackers = further.filter(|url| !url.names(&parts.tracker)).map(Arc::new).collect();
         Ok(Core {
             catalogue: Catalogue::new(trackers.clone(), parts.tracker.clone(), parts.clock.clone()),
@@ -161,7 +162,7 @@ impl Core {
             further_trackers,
             announce_key: random.next_u32(),
             leave: Notify::new(),
-            optimistic: AtomicU32::new(0),
+            choker: Mutex::new(Choker::new(slots, random.next_u64())),
             started: parts.clock.now(),
             stopping: AtomicBool::new(false),
             warnings: Mutex::default(),
@@ -278,6 +279,11 @@ impl Core {
     }
 
     /// Torrents with an active half.
+    /// Who may be served. Held for the time of a review.
+    pub fn choker(&self) -> MutexGuard<'_, Choker> {
+        self.choker.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub fn live_torrents(&self) -> Vec<Arc<Torrent>> {
         self.live().values().cloned().collect()
     }

@@ -10,7 +10,7 @@ use super::core::Core;
 use super::records::{LEDGER, LEDGER_FILES, LedgerFileRecord, LedgerRecord};
 use crate::db::record::{decode_record, encode_record};
 use crate::db::{Batch, Store, StoreError};
-use crate::swarm::Identity;
+use crate::swarm::{Identity, choker};
 use crate::wire::id::InfoHash;
 
 /// Decision 7: the ledger is written so often.
@@ -25,6 +25,14 @@ const PASSER_BY_SECONDS: u64 = 30 * 24 * 3_600;
 const PEERS: usize = 100_000;
 /// Rows of one peer and one file, at most.
 const FILE_ROWS: usize = 200_000;
+
+/// An address can change hands: what came from one counts as credit up to this only.
+const ADDRESS_CREDIT_BYTES: u64 = 1 << 30;
+/// Who was sent so much in a day (UTC) is served as a stranger until the next: the most that a stolen key, or a relay
+/// that passes a proof on, can take before others in a day. More than most links carry to one peer.
+const CREDIT_BYTES_PER_DAY: u64 = 64 << 30;
+
+const SECONDS_PER_DAY: u64 = 24 * 3_600;
 
 /// The key of the row of those that were folded together.
 const OTHERS: &[u8] = b"o";
@@ -54,6 +62,9 @@ struct State {
     changed_files: HashSet<(Identity, InfoHash)>,
     gone: Vec<Identity>,
     gone_files: Vec<(Identity, InfoHash)>,
+    /// What was sent to whom on the last day on which anything was; as many rows as `peers` at most.
+    day: u64,
+    sent_today: HashMap<Identity, u64>,
 }
 
 impl Ledger {
@@ -105,6 +116,7 @@ impl Ledger {
         total.received_bytes = total.received_bytes.saturating_add(received);
         total.sent_bytes = total.sent_bytes.saturating_add(sent);
         total.last_seen = unix_seconds;
+        state.spend(who, sent, unix_seconds / SECONDS_PER_DAY);
         let file = state.files.entry((who, key)).or_default();
         if file.name.is_empty() {
             file.name = name.to_owned();
@@ -119,6 +131,20 @@ impl Ledger {
     /// Verified bytes that this identity gave us, over all time.
     pub fn given_bytes(&self, who: Identity) -> u64 {
         self.lock().peers.get(&who).map_or(0, |record| record.received_bytes)
+    }
+
+    /// What the choker goes by: what this identity gave and took, as far as it counts now.
+    pub fn account(&self, who: Identity, unix_seconds: u64) -> choker::Account {
+        let state = self.lock();
+        let Some(record) = state.peers.get(&who) else { return choker::Account::default() };
+        let today = state.day == unix_seconds / SECONDS_PER_DAY;
+        let spent = today && state.sent_today.get(&who).is_some_and(|sent| *sent >= CREDIT_BYTES_PER_DAY);
+        let counts = match who {
+            _ if spent => 0,
+            Identity::Key(_) => u64::MAX,
+            Identity::Address(_) => ADDRESS_CREDIT_BYTES,
+        };
+        choker::Account { given_bytes: record.received_bytes.min(counts), taken_bytes: record.sent_bytes }
     }
 
     /// Bytes received and sent, over all peers and all time.
@@ -186,6 +212,17 @@ impl Ledger {
 }
 
 impl State {
+    fn spend(&mut self, who: Identity, sent: u64, day: u64) {
+        if self.day != day {
+            self.day = day;
+            self.sent_today.clear();
+        }
+        if sent > 0 {
+            let today = self.sent_today.entry(who).or_default();
+            *today = today.saturating_add(sent);
+        }
+    }
+
     fn forget(&mut self, unix_seconds: u64) {
         let moved = |record: &LedgerRecord| record.received_bytes + record.sent_bytes;
         let mut passers: Vec<(u64, Identity)> = self
@@ -235,6 +272,7 @@ impl State {
                 last_seen: others.last_seen.max(record.last_seen),
             };
         }
+        self.sent_today.remove(&identity);
         self.gone.push(identity);
         let gone: Vec<_> = self.files.keys().filter(|(id, _)| *id == identity).copied().collect();
         for row in gone {
@@ -340,6 +378,26 @@ mod tests {
         assert_eq!((accounts[0].identity, accounts[0].totals.received_bytes), (Some(peer(1)), 5 << 20));
         assert_eq!((accounts[1].identity, accounts[1].totals.received_bytes), (None, 5));
         assert_eq!(ledger.given_bytes(peer(2)), 0);
+    }
+
+    #[test]
+    fn credit_counts_up_to_a_bound_for_an_address_and_for_a_day() {
+        let ledger = Ledger::load(&MemStore::default()).unwrap();
+        let (key, day) = (InfoHash::new([7; 20]), SECONDS_PER_DAY);
+        let proven = Identity::Key([1; 32]);
+        for who in [proven, peer(1)] {
+            ledger.received(who, key, "a", 5 << 30, 10 * day);
+            ledger.sent(who, key, "a", CREDIT_BYTES_PER_DAY - 1, 10 * day);
+        }
+        assert_eq!(ledger.account(proven, 10 * day).given_bytes, 5 << 30);
+        assert_eq!(ledger.account(peer(1), 10 * day).given_bytes, ADDRESS_CREDIT_BYTES);
+        assert_eq!(ledger.account(peer(2), 10 * day), choker::Account::default());
+        ledger.sent(proven, key, "a", 1, 11 * day - 1);
+        assert_eq!(ledger.account(proven, 11 * day - 1).given_bytes, 0);
+        assert_eq!(ledger.account(proven, 11 * day).given_bytes, 5 << 30);
+        ledger.sent(proven, key, "a", 1, 11 * day);
+        assert_eq!(ledger.account(proven, 11 * day).given_bytes, 5 << 30);
+        assert_eq!(ledger.given_bytes(peer(1)), 5 << 30, "what is shown is all of it");
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 pub mod agents;
 mod bound;
+mod cheats;
 mod conduct;
 mod connect;
 mod engine;

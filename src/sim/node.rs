@@ -14,7 +14,7 @@ use super::outcome::Record;
 use super::scenario::{PeerSpec, START, Scenario};
 use crate::clock::Time;
 use crate::swarm::bans::Bans;
-use crate::swarm::choker::{Decision, SessionView};
+use crate::swarm::choker::{Account, Decision, SessionView};
 use crate::swarm::dial::{Ended, KnownPeers};
 use crate::swarm::{CloseReason, Effect, Giver, Identity, PeerFault, Placement, Receipt, SessionId, Swarm, UnitDigest};
 use crate::wire::bitfield::Bitfield;
@@ -178,7 +178,7 @@ pub(super) struct Node {
     /// Units of pieces in progress that are noise.
     spoiled: BTreeSet<(PieceIndex, u32)>,
     /// Verified bytes that each ever gave.
-    ledger: BTreeMap<Identity, u64>,
+    ledger: BTreeMap<Identity, Account>,
     serial: u64,
     pub present: bool,
     timer: Time,
@@ -409,7 +409,7 @@ impl Node {
             return;
         }
         for given in self.swarm.piece_verified(piece) {
-            *self.ledger.entry(given.identity).or_default() += u64::from(given.bytes);
+            self.ledger.entry(given.identity).or_default().given_bytes += u64::from(given.bytes);
         }
         if self.swarm.is_suspect(piece) {
             let digests = self.digests(piece);
@@ -539,7 +539,7 @@ impl Node {
         desk.views.clear();
         desk.decisions.clear();
         let ledger = &self.ledger;
-        self.swarm.choker_views(|identity| ledger.get(identity).copied().unwrap_or(0), &mut desk.views);
+        self.swarm.choker_views(|identity| ledger.get(identity).copied().unwrap_or_default(), &mut desk.views);
         self.choker.review(now, &desk.views, &mut desk.decisions);
         // Slots are given back before they are given out.
         desk.decisions.sort_by_key(|decision| !decision.choke);

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::agents::{Cooperative, FreeRider, Poisoner};
 use super::bound::block_bound_s;
+use super::cheats;
 use super::outcome::Outcome;
-use super::scenario::{PeerSpec, Scenario};
+use super::scenario::Scenario;
 
 /// What the peers of a row have to upload with, where it names nothing else.
 const UP_BITS_PER_S: u64 = 10_000_000;
@@ -96,6 +97,27 @@ pub const ROWS: &[Row] = &[
         play: poisoners,
     },
     Row {
+        name: "large-view",
+        figure: "the same with free riders that connect to everybody",
+        goal: Goal::AtMost(1.0 / 3.0),
+        seeds: 20,
+        play: large_view,
+    },
+    Row {
+        name: "bit-tyrant",
+        figure: "BitTyrant's finish / the product's in the place of a contributor with 4 x the uplink of others",
+        goal: Goal::AtLeast(0.8),
+        seeds: 20,
+        play: bit_tyrant,
+    },
+    Row {
+        name: "thieves",
+        figure: "part of the seed's upload that 3 thieves get beside 20 honest leechers",
+        goal: Goal::AtMost(1.5 * 3.0 / 23.0),
+        seeds: 20,
+        play: thieves,
+    },
+    Row {
         name: "churn",
         figure: "last finish / fluid bound; half come late, a quarter goes when complete",
         goal: Goal::AtMost(3.0),
@@ -137,13 +159,31 @@ fn product(size: Size, seed: u64, threads: usize) -> Played {
 }
 
 fn free_riders(size: Size, seed: u64, threads: usize) -> Played {
-    let mut scenario = crowd(size, seed, threads);
-    for peer in scenario.peers.iter_mut().filter(|peer| !peer.seed).step_by(5) {
-        *peer = PeerSpec { class: "free rider", awaited: false, conduct: FreeRider::conduct(), ..peer.clone() };
-    }
+    let scenario = cheats::free_riders(crowd(size, seed, threads), &FreeRider::conduct());
     let played = against_block_bound(&scenario);
-    let half = played.outcome.half_complete_at("leecher").unwrap_or(Duration::MAX);
-    Played { figure: played.outcome.median_share_at("free rider", half, scenario.layout.piece_count()), ..played }
+    Played { figure: cheats::free_riders_share(&played.outcome, scenario.layout.piece_count()), ..played }
+}
+
+fn large_view(size: Size, seed: u64, threads: usize) -> Played {
+    let scenario = cheats::free_riders(crowd(size, seed, threads), &FreeRider::with_large_view());
+    let played = against_block_bound(&scenario);
+    Played { figure: cheats::free_riders_share(&played.outcome, scenario.layout.piece_count()), ..played }
+}
+
+fn bit_tyrant(size: Size, seed: u64, threads: usize) -> Played {
+    let honest = cheats::fast_contributor(crowd(size, seed, threads), false).run();
+    let played = against_block_bound(&cheats::fast_contributor(crowd(size, seed, threads), true));
+    Played { figure: played.outcome.median_s("fast") / honest.assert_sound().median_s("fast"), ..played }
+}
+
+fn thieves(size: Size, seed: u64, threads: usize) -> Played {
+    let (honest, pieces) = match size {
+        Size::Full => (20, 256),
+        Size::Short => (20, 64),
+    };
+    let crowd = Scenario { threads, ..Scenario::flash_crowd(honest, pieces, seed) };
+    let played = against_block_bound(&cheats::thieves(crowd));
+    Played { figure: cheats::thieves_share(&played.outcome), ..played }
 }
 
 /// One leecher in ten sends nothing but noise, in the place of one that is honest in the run it is compared with.

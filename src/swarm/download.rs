@@ -281,7 +281,8 @@ impl Swarm {
         let mut opened = false;
         while let Some(request) = session.down.take_at(0) {
             if !request.late {
-                opened |= self.picker.unask(request.block, false);
+                // What was sent before the choke may still come.
+                opened |= self.picker.unask(request.block, true);
             }
             session.down.give_up(request.block);
         }

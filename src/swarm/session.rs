@@ -157,7 +157,10 @@ pub(super) struct Upload {
     pub serving: u32,
     pub rate: ByteRate,
     pub sent_bytes: u64,
-    pub sent_before_unchoke: u64,
+    /// Sent when the choker was last asked because of it.
+    pub reviewed_bytes: u64,
+    /// The last block sent.
+    pub last: Option<Block>,
 }
 
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::bans::{Bans, Endpoint};
-use super::choker::{Choker, UploadSlots};
+use super::choker::{Account, Choker, UploadSlots};
 use super::*;
 use crate::clock::Time;
 use crate::swarm::picker::UNIT_BYTES;
@@ -488,7 +488,7 @@ impl Node {
 
     fn review(&mut self, now: Time) {
         let (mut views, mut decisions) = (Vec::new(), Vec::new());
-        self.swarm.choker_views(|_| 0, &mut views);
+        self.swarm.choker_views(|_| Account::default(), &mut views);
         self.choker.review(now, &views, &mut decisions);
         decisions.into_iter().for_each(|decision| self.swarm.set_choke(decision.session, decision.choke));
     }

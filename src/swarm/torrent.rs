@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use super::blame::{Blame, Giver};
-use super::choker::SessionView;
+use super::choker::{Account, SessionView};
 use super::picker::Picker;
 use super::session::Session;
 use super::superseed::SuperSeed;
@@ -138,21 +138,23 @@ impl Swarm {
         self.sessions.values().map(move |session| session.report(now))
     }
 
-    /// Appends what the choker needs to know of this torrent's sessions. `given` is the ledger: the verified bytes that
-    /// an identity ever gave us.
-    pub fn choker_views(&self, given: impl Fn(&Identity) -> u64, out: &mut Vec<SessionView>) {
+    /// Appends what the choker needs to know of this torrent's sessions. `account` is the ledger.
+    pub fn choker_views(&self, account: impl Fn(&Identity) -> Account, out: &mut Vec<SessionView>) {
         let (seeding, piece_bytes) = (self.is_complete(), self.layout().piece_bytes());
         out.extend(self.sessions.values().filter(|session| !session.closing).map(|session| SessionView {
             session: session.id,
+            identity: session.info.identity,
             seeding,
             interested: session.peer_interested,
             unchoked: !session.we_choke,
-            received_bytes: session.down.received_bytes,
+            asks: !session.up.queue.is_empty() || session.up.serving > 0,
+            mid_piece: session.up.mid_piece(self.layout()),
+            received_bytes: session.down.verified_bytes,
             sent_bytes: session.up.sent_bytes,
-            given_ever_bytes: given(&session.info.identity),
+            account: account(&session.info.identity),
             piece_bytes,
             since: session.since,
-            snubbed: session.down.snubbed,
+            denies: session.we_interested && (session.peer_chokes || session.down.snubbed),
         }));
     }
 
@@ -508,7 +510,9 @@ impl Swarm {
         for session in self.sessions.values() {
             let down = &session.down;
             let counted = down.outstanding.iter().filter(|request| !request.late).map(|request| request.block);
-            let incoming = down.incoming.iter().filter(|incoming| !incoming.late).map(|incoming| incoming.block);
+            // What still comes in of a piece that is had counts nowhere.
+            let counts = |it: &&super::session::Incoming| !it.late && !self.have().get(it.block.piece());
+            let incoming = down.incoming.iter().filter(counts).map(|incoming| incoming.block);
             asked += counted.chain(incoming).map(|block| super::picker::span(block).len()).sum::<usize>();
             let bytes: u32 = down.outstanding.iter().map(|request| request.block.len()).sum();
             assert_eq!(down.outstanding_bytes, bytes);
@@ -748,15 +752,20 @@ mod tests {
     }
 
     #[test]
-    fn a_used_up_quota_calls_for_the_choker() {
+    fn each_piece_sent_calls_for_the_choker() {
         let mut swarm = swarm(0xFF, true);
         swarm.set_choke(ID, false);
-        let block = swarm.layout().block(raw(0, 0)).unwrap();
         while swarm.poll_effect().is_some() {}
-        for blocks in 1..=6_000 {
-            swarm.upload_done(NOW, ID, block);
-            let review = swarm.poll_effect() == Some(Effect::ReviewChoking);
-            assert_eq!(review, blocks % (crate::swarm::choker::TURN_BYTES / 16_384) == 0, "after {blocks} blocks");
+        for piece in 0..8 {
+            for unit in 0..4 {
+                let block = swarm.layout().block(raw(piece, unit)).unwrap();
+                swarm.upload_done(NOW, ID, block);
+                let review = swarm.poll_effect() == Some(Effect::ReviewChoking);
+                assert_eq!(review, unit == 3, "after block {unit} of {piece}");
+                let mut views = Vec::new();
+                swarm.choker_views(|_| Account::default(), &mut views);
+                assert_eq!(views[0].mid_piece, unit < 3);
+            }
         }
     }
 

@@ -1,15 +1,18 @@
 //! What peers ask of us.
 
-use super::choker::TURN_BYTES;
 use super::session::{Session, Upload};
 use super::torrent::Swarm;
 use super::{PeerFault, SessionId};
 use crate::clock::Time;
-use crate::wire::layout::{Block, RawBlock};
+use crate::wire::layout::{Block, Layout, RawBlock};
 use crate::wire::message::Message;
 
 /// Requests that wait for one peer: 32 MiB of ordinary blocks, what a 10 Gbit/s path of 25 ms holds.
 pub const MAX_QUEUED_REQUESTS: usize = 2_000;
+/// The choker is asked after each piece that a peer was sent, but not more often than this: reviews cost time ...
+const LEAST_LAP_BYTES: u64 = 64 << 10;
+/// ... nor more seldom: an eighth of a turn at a seed.
+const LONGEST_LAP_BYTES: u64 = 4 << 20;
 
 impl Swarm {
     /// The next block to send to this peer, taken off its queue. The shell calls it when the socket has room, and
@@ -23,13 +26,16 @@ impl Swarm {
 
     /// The block's payload went into the socket.
     pub fn upload_done(&mut self, now: Time, id: SessionId, block: Block) {
+        let layout = self.layout();
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.up.serving = session.up.serving.saturating_sub(1);
-        let turns = session.up.turns_taken();
+        session.up.last = Some(block);
         session.up.sent_bytes += u64::from(block.len());
         session.up.rate.add(now, u64::from(block.len()));
-        if session.up.turns_taken() != turns {
-            // A turn's quota is used up: it may be another's.
+        let lap = session.up.sent_bytes - session.up.reviewed_bytes;
+        if lap >= LEAST_LAP_BYTES && (lap >= LONGEST_LAP_BYTES || !session.up.mid_piece(layout)) {
+            // Its turn may be over.
+            session.up.reviewed_bytes = session.up.sent_bytes;
             self.request_review();
         }
         self.superseed_sent(now, id, block);
@@ -50,7 +56,7 @@ impl Swarm {
             return;
         }
         session.send(if choke { &Message::Choke } else { &Message::Unchoke });
-        session.up.sent_before_unchoke = session.up.sent_bytes;
+        session.up.reviewed_bytes = session.up.sent_bytes;
         if choke {
             session.withdraw(|_| true);
         }
@@ -83,9 +89,13 @@ impl Swarm {
 }
 
 impl Upload {
-    /// Since it was last unchoked.
-    fn turns_taken(&self) -> u64 {
-        (self.sent_bytes - self.sent_before_unchoke) / TURN_BYTES
+    /// It was sent a part of a piece and not the end of it, as far as one can tell from here: choked now, it would be
+    /// left with what it cannot pass on.
+    pub(super) fn mid_piece(&self, layout: Layout) -> bool {
+        self.last.is_some_and(|last| match self.queue.front() {
+            Some(next) => next.piece() == last.piece(),
+            None => last.end() < layout.piece_len(last.piece()),
+        })
     }
 }
 

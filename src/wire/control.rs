@@ -524,6 +524,8 @@ pub struct PeerRow {
     pub received_bytes: u64,
     /// In this session.
     pub sent_bytes: u64,
+    /// Why it is served, or what it waits for.
+    pub why: String,
 }
 
 /// Who is at the other end of a session: beside the [`PeerRow`] of the same torrent and address.
@@ -576,6 +578,8 @@ pub struct LedgerPeer {
     /// Seconds since 1970.
     pub first_seen: u64,
     pub last_seen: u64,
+    /// What its generosity buys it now; empty if nothing.
+    pub why: String,
 }
 
 /// The part of it that was one torrent's.

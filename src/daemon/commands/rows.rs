@@ -1,12 +1,15 @@
 //! `list`, `show`, `status`, `peers`, `ledger`: what there is to see, read off snapshots, never behind disk work.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::{Commands, Found};
 use crate::daemon::control::Reply;
 use crate::daemon::ledger::identity_text;
-use crate::daemon::torrent::{Active, Origin, Phase, SessionHandle, Status, Torrent};
+use crate::daemon::torrent::{Active, Origin, Phase, Status, Torrent};
+use crate::swarm::choker::Why;
+use crate::swarm::{Identity, SessionId};
 use crate::wire::control::{
     self, Answer, Direction, Failure, FileRow, Here, Key, LedgerFile, LedgerPeer, LedgerRow, PathBytes, PeerIdentity,
     PeerRow, Progress, Shown, Slot, State, Swarm, SwarmPeer, TorrentRow, What,
@@ -259,10 +262,11 @@ impl Commands {
                 Found::Answer(answer) => return Ok(*answer),
             },
         };
+        let reasons: BTreeMap<SessionId, Why> = self.core.choker().reasons().into_iter().collect();
         let (mut rows, mut identities) = (Vec::new(), Vec::new());
         for torrent in &torrents {
             if let Some(active) = torrent.active() {
-                self.peer_rows(torrent, &active, &mut rows);
+                self.peer_rows(torrent, &active, &reasons, &mut rows);
                 identities.extend(active.lock().sessions.values().map(|handle| PeerIdentity {
                     key: torrent.key(),
                     addr: handle.addr,
@@ -275,11 +279,18 @@ impl Commands {
         Ok(Answer::End)
     }
 
-    fn peer_rows(&self, torrent: &Torrent, active: &Active, rows: &mut Vec<PeerRow>) {
+    fn peer_rows(
+        &self,
+        torrent: &Torrent,
+        active: &Active,
+        reasons: &BTreeMap<SessionId, Why>,
+        rows: &mut Vec<PeerRow>,
+    ) {
         let now = self.core.clock.now();
         let inner = active.lock();
         for handle in inner.sessions.values() {
             let Some(report) = inner.swarm.report(now, handle.id) else { continue };
+            let why = reasons.get(&handle.id);
             rows.push(PeerRow {
                 torrent: torrent.summary.name.to_string_lossy().into_owned(),
                 key: torrent.key(),
@@ -292,26 +303,28 @@ impl Commands {
                 am_interested: report.we_interested,
                 peer_choking: report.peer_chokes,
                 peer_interested: report.peer_interested,
-                slot: self.slot_of(handle, report.we_choke),
+                slot: match why {
+                    _ if report.we_choke => Slot::None,
+                    Some(Why::Optimistic) => Slot::Optimistic,
+                    _ => Slot::Regular,
+                },
                 pieces_have: report.pieces,
                 pieces_total: torrent.summary.layout.piece_count(),
                 given_ever_bytes: self.core.ledger.given_bytes(report.identity),
                 received_bytes: report.verified_bytes,
                 sent_bytes: report.sent_bytes,
+                why: why.map(Why::to_string).unwrap_or_default(),
             });
         }
     }
 
-    fn slot_of(&self, handle: &SessionHandle, we_choke: bool) -> Slot {
-        match self.core.optimistic.load(Ordering::Relaxed) {
-            _ if we_choke => Slot::None,
-            id if id == handle.id.0 => Slot::Optimistic,
-            _ => Slot::Regular,
-        }
-    }
-
     pub(super) async fn ledger(&self, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
-        let accounts = self.core.ledger.accounts();
+        let (accounts, today) = (self.core.ledger.accounts(), self.core.clock.unix_seconds());
+        let why = |identity: Option<Identity>| {
+            let account = identity.map(|identity| self.core.ledger.account(identity, today)).unwrap_or_default();
+            let generous = account.is_generous();
+            generous.then(|| format!("served first, turns {:.1} x as long", account.credit())).unwrap_or_default()
+        };
         let rows = accounts.into_iter().flat_map(|account| {
             let peer = LedgerRow::Peer(LedgerPeer {
                 identity: identity_text(account.identity.as_ref()),
@@ -320,6 +333,7 @@ impl Commands {
                 sent_bytes: account.totals.sent_bytes,
                 first_seen: account.totals.first_seen,
                 last_seen: account.totals.last_seen,
+                why: why(account.identity),
             });
             let files = account.files.into_iter().map(|(key, row)| {
                 LedgerRow::File(LedgerFile {

@@ -5,12 +5,20 @@ use crate::sim::{Behaviour, Choking, Conduct};
 use crate::swarm::SessionId;
 use crate::swarm::choker::{Decision, SessionView};
 
+/// More than the peers of any scenario that it plays in.
+const LARGE_VIEW: usize = 1_000;
+
 /// Unchokes nobody and serves nothing; else it plays as the product does.
 pub struct FreeRider;
 
 impl FreeRider {
     pub fn conduct() -> Conduct {
         Conduct::choking(|_| Box::new(FreeRider)).behaving(|_| Box::new(FreeRider))
+    }
+
+    /// The same with as many neighbours as it can get (Sirivianos et al. 2007, the large view exploit).
+    pub fn with_large_view() -> Conduct {
+        FreeRider::conduct().with_neighbours(LARGE_VIEW)
     }
 }
 

@@ -115,8 +115,6 @@ kinds! {
         Files(Vec<FileRow>) = 0x010E,
         Swarm(Swarm) = 0x010F,
         Status(Status) = 0x0110,
-        Peers(Vec<PeerRow>) = 0x0111,
-        Ledger(Vec<LedgerRow>) = 0x0112,
         Changed(Changed) = 0x0113,
         Verified(Verified) = 0x0114,
         Removed(Removed) = 0x0115,
@@ -124,6 +122,9 @@ kinds! {
         Left(Left) = 0x0117,
         Limits(Limits) = 0x0118,
         PeerIdentities(Vec<PeerIdentity>) = 0x0119,
+        // 0x0111 and 0x0112 were these two without their reasons.
+        Peers(Vec<PeerRow>) = 0x011A,
+        Ledger(Vec<LedgerRow>) = 0x011B,
     }
 }
 
@@ -218,7 +219,10 @@ mod tests {
             let got = decoder.next_answer().unwrap().unwrap();
             assert_eq!((got.answer, got.last), (Some(answer), true));
         }
-        assert_eq!(kinds.into_iter().collect::<Vec<_>>(), (0x0101..=0x0119).collect::<Vec<_>>());
+        assert_eq!(
+            kinds.into_iter().collect::<Vec<_>>(),
+            (0x0101..=0x011B).filter(|kind| ![0x0111, 0x0112].contains(kind)).collect::<Vec<_>>()
+        );
     }
 
     #[test]

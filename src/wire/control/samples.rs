@@ -195,6 +195,7 @@ pub fn peer_rows() -> Vec<PeerRow> {
         given_ever_bytes: 900,
         received_bytes: 300,
         sent_bytes: 400,
+        why: "optimistic".into(),
     }]
 }
 
@@ -210,9 +211,10 @@ pub fn ledger_rows() -> Vec<LedgerRow> {
         sent_bytes: 400,
         first_seen: 1_700_000_000,
         last_seen: 1_700_000_600,
+        why: "served first, turns 2.4 x as long".into(),
     };
     let file = LedgerFile { name: "got5.mp4".into(), key: key(1), received_bytes: 900, sent_bytes: 400 };
-    let others = LedgerPeer { identity: "others".into(), addr: None, ..peer.clone() };
+    let others = LedgerPeer { identity: "others".into(), addr: None, why: String::new(), ..peer.clone() };
     vec![LedgerRow::Peer(peer), LedgerRow::File(file), LedgerRow::Peer(others)]
 }
 
