@@ -216,9 +216,7 @@ impl Catalogue {
         if !self.scribe.has_room() {
             return Err(PublishError::Behind);
         }
-        let free = nix::sys::statvfs::statvfs(&self.state_dir);
-        let free = free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
-        if free < RESERVE_BYTES { Err(PublishError::DiskFull) } else { Ok(()) }
+        if disk_is_full(&self.state_dir) { Err(PublishError::DiskFull) } else { Ok(()) }
     }
 
     /// Takes this publisher from the torrent; with the last one it leaves the search.
@@ -339,6 +337,12 @@ impl Catalogue {
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the disk is full but for what is left to others.
+pub fn disk_is_full(state_dir: &Path) -> bool {
+    let free = nix::sys::statvfs::statvfs(state_dir);
+    free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size()) < RESERVE_BYTES
 }
 
 /// The content file as the registry demands it.

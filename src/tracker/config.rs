@@ -23,6 +23,10 @@ pub struct FileConfig {
     /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
     #[serde(default)]
     pub trusted_proxies: Vec<IpAddr>,
+    /// A file of info-hashes, a line each: nothing else is tracked. Read again on SIGHUP, as the next one.
+    pub allow_list: Option<PathBuf>,
+    /// A file of info-hashes that are not tracked.
+    pub deny_list: Option<PathBuf>,
 }
 
 /// Why a configuration file is not used.
@@ -64,7 +68,8 @@ mod tests {
     #[test]
     fn every_key() {
         let text = "listen = [\"0.0.0.0:80\", \"[::]:80\"]\nstate-dir = \"a b\"\nforeground = true\nlist_peers = false\n\
-            public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n";
+            public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n\
+            allow_list = \"allow\"\ndeny_list = \"deny\"\n";
         let expected = FileConfig {
             listen: Some(vec!["0.0.0.0:80".parse().unwrap(), "[::]:80".parse().unwrap()]),
             state_dir: Some("a b".into()),
@@ -72,6 +77,8 @@ mod tests {
             list_peers: Some(false),
             public_address: Some("t.example:80".into()),
             trusted_proxies: vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            allow_list: Some("allow".into()),
+            deny_list: Some("deny".into()),
         };
         assert_eq!(read(text).unwrap(), expected);
         assert_eq!(read("").unwrap(), FileConfig::default());
