@@ -41,7 +41,7 @@ struct RunArgs {
     #[arg(long, env = "TRACKERD_FOREGROUND")]
     foreground: bool,
     /// A configuration file (TOML); its keys are these flags, list_peers, public_address, trusted_proxies,
-    /// allow_list and deny_list
+    /// allow_list, deny_list, hide_seedless_after_days and drop_seedless_after_days
     #[arg(long, value_name = "FILE", env = "TRACKERD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -81,11 +81,13 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
     let foreground = args.foreground || file.foreground.unwrap_or(false);
     let state_dir = args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let patience = file.patience();
     let options = TrackerOptions {
         listen: if args.listen.is_empty() { file.listen.unwrap_or_default() } else { args.listen },
         list_peers: file.list_peers.unwrap_or(true),
         public_address: file.public_address,
         trusted_proxies: file.trusted_proxies,
+        patience,
         lists: ListFiles { allow: file.allow_list, deny: file.deny_list },
         ..TrackerOptions::new(&state_dir)
     };

@@ -42,6 +42,7 @@ use tokio::sync::watch;
 
 use self::addresses::{OwnAddresses, interface_addresses};
 use self::announcer::Announcer;
+use self::catalogue::seedless::Patience;
 use self::catalogue::{Catalogue, OpenError};
 use self::connection_id::{ConnectionIds, seeded_rng};
 use self::http::Site;
@@ -57,7 +58,7 @@ use crate::db::{SledStore, StoreError};
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 /// In upkeeps: the interfaces are looked at every 30 s.
 const ADDRESSES_EVERY: u64 = 60;
-/// In upkeeps: what was withdrawn an hour ago is dropped within a minute.
+/// In upkeeps: what was withdrawn an hour ago, or was without a seeder for too long, goes within a minute.
 const WITHDRAWN_EVERY: u64 = 120;
 /// The folder of the database within the state folder; the lock that says who runs lies in it.
 pub const STORE_DIR: &str = "registry";
@@ -77,6 +78,8 @@ pub struct TrackerOptions {
     pub trusted_proxies: Vec<IpAddr>,
     /// Which torrents are tracked, if not all.
     pub lists: ListFiles,
+    /// How long what nobody seeds stays in the catalogue.
+    pub patience: Patience,
 }
 
 impl TrackerOptions {
@@ -89,6 +92,7 @@ impl TrackerOptions {
             public_address: None,
             trusted_proxies: Vec::new(),
             lists: ListFiles::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -143,7 +147,7 @@ impl Tracker {
         let prepared = tokio::task::spawn_blocking(move || Prepared::new(options, for_state));
         let prepared = prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
         let site = prepared.site(clock.clone());
-        let Prepared { bound, announcer, ids, store, catalogue, keeper, .. } = prepared;
+        let Prepared { bound, options, announcer, ids, store, catalogue, keeper, .. } = prepared;
         let addresses = bound.iter().map(|bound| bound.address).collect();
         let (mut listeners, mut udp) = (Vec::new(), Vec::new());
         for bound in bound {
@@ -151,7 +155,8 @@ impl Tracker {
             let of_v4 = bound.address.is_ipv4();
             udp.push(UdpThreads::start(bound.udp, of_v4, &announcer, &ids, &clock).map_err(StartError::Thread)?);
         }
-        let upkeep = Upkeep::start(announcer.clone(), catalogue.clone(), clock).map_err(StartError::Thread)?;
+        let upkeep =
+            Upkeep::start(announcer.clone(), catalogue.clone(), options.patience, clock).map_err(StartError::Thread)?;
         let (stop, stopped) = watch::channel(false);
         let http = tokio::spawn(serve(site, listeners, max_connections(), stopped));
         Ok(Tracker { addresses, stop, http, announcer, threads: Threads { udp, upkeep, keeper, catalogue }, store })
@@ -217,7 +222,7 @@ impl Prepared {
         std::fs::create_dir_all(state_dir).map_err(state)?;
         let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
         let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
-        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone())?);
+        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), clock.unix_seconds())?);
         let own = OwnAddresses::new(public_ip);
         own.refresh();
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
@@ -285,19 +290,25 @@ struct Upkeep {
 }
 
 impl Upkeep {
-    fn start(announcer: Arc<Announcer>, catalogue: Arc<Catalogue>, clock: Arc<dyn Clock>) -> io::Result<Upkeep> {
+    fn start(
+        announcer: Arc<Announcer>,
+        catalogue: Arc<Catalogue>,
+        patience: Patience,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Upkeep> {
         let (stop, stopped) = sync_channel(0);
         let run = move || {
             for round in 0_u64.. {
                 announcer.swarms.expire(clock.now());
                 let mut changed = Vec::new();
                 announcer.swarms.drain_changed(|key, counts| changed.push((*key, counts.seeders)));
-                catalogue.set_seeders(changed);
+                catalogue.set_seeders(changed, clock.unix_seconds());
                 if round % ADDRESSES_EVERY == ADDRESSES_EVERY - 1 {
                     announcer.own.refresh();
                 }
-                if round % WITHDRAWN_EVERY == 0 {
+                if round % WITHDRAWN_EVERY == WITHDRAWN_EVERY - 1 {
                     catalogue.drop_withdrawn(clock.unix_seconds());
+                    catalogue.tidy_seedless(patience, clock.unix_seconds());
                 }
                 if stopped.recv_timeout(UPKEEP_EVERY) != Err(RecvTimeoutError::Timeout) {
                     return;
