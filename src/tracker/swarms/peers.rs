@@ -68,7 +68,7 @@ pub struct Peers<A> {
     at: Vec<Endpoint<A>>,
     state: Vec<State>,
     leechers: usize,
-    #[expect(clippy::box_collection, reason = "there are millions of swarms, and most have no index")]
+    /// Boxed: there are millions of swarms, and most have no index.
     index: Option<Box<Index<A>>>,
 }
 
