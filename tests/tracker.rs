@@ -19,16 +19,24 @@ const ANNOUNCES_PER_S: u32 = 10_000;
 /// HTTP connections that stay open.
 const CONNECTIONS: usize = 1_000;
 
+/// A free port of the loopback.
+fn free_address() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address")
+}
+
 /// A trackerd on a free port of the loopback.
 fn start(folder: &std::path::Path) -> (Process, SocketAddr) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let address = listener.local_addr().expect("an address");
-    drop(listener);
+    let address = free_address();
+    (start_at(folder, address), address)
+}
+
+fn start_at(folder: &std::path::Path, address: SocketAddr) -> Process {
     let mut command = Command::new(TRACKERD);
     command.args(["--foreground", "--listen", &address.to_string(), "--state-dir"]).arg(folder.join("tracker"));
     let process = Process::start("trackerd", command.current_dir(folder), &folder.join("log"));
     wait_until(secs(20), "trackerd listens", || TcpStream::connect(address).is_ok());
-    (process, address)
+    process
 }
 
 fn udp(address: SocketAddr) -> UdpSocket {
@@ -169,4 +177,75 @@ fn a_thousand_http_connections_and_ten_thousand_udp_announces_a_second() {
     assert!(answered * 100 >= u64::from(sent) * 99, "{answered} of {sent} answered");
     assert!(slowest < secs(2), "{slowest:?}");
     assert!(process.peak_resident_bytes() <= 256 * MIB);
+}
+
+/// The value of a line of `/metrics`.
+fn metric(address: SocketAddr, name: &str) -> u64 {
+    let mut stream = BufReader::new(TcpStream::connect(address).expect("a connection"));
+    stream.get_ref().set_read_timeout(Some(secs(10))).expect("set a timeout");
+    stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: tracker\r\nConnection: close\r\n\r\n").expect("send");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).expect("the metric");
+    line.trim().parse().expect("a number")
+}
+
+/// An announce of the peer that listens on `port`, answered; how many seeders and leechers there are, and who was named.
+fn announce_udp(socket: &UdpSocket, connection: [u8; 8], torrent: u32, port: u16, event: u8) -> (u32, u32, Vec<u16>) {
+    let mut packet = udp_announce(connection, torrent);
+    packet[83] = event;
+    // Seeds hear of no seeds: leechers alone hear of all.
+    packet[56..72].fill(0);
+    packet[71] = u8::from(event != 2 || port % 2 == 1);
+    packet[92..96].copy_from_slice(&200_u32.to_be_bytes());
+    packet[96..98].copy_from_slice(&port.to_be_bytes());
+    let mut reply = [0; 2_048];
+    for _ in 0..20 {
+        socket.send(&packet).expect("send");
+        let Ok(bytes) = socket.recv(&mut reply) else { continue };
+        if bytes < 20 || reply[..8] != packet[8..16] {
+            continue;
+        }
+        let number = |at: usize| u32::from_be_bytes(reply[at..at + 4].try_into().expect("four bytes"));
+        let mut ports: Vec<u16> =
+            reply[20..bytes].chunks_exact(6).map(|peer| u16::from_be_bytes([peer[4], peer[5]])).collect();
+        ports.sort_unstable();
+        return (number(16), number(12), ports);
+    }
+    panic!("the tracker answers no announce");
+}
+
+#[test]
+fn after_kill_9_the_peers_are_handed_out_again() {
+    const TORRENTS: u32 = 40;
+    const PEERS: u16 = 60;
+    let _turn = gate::heavy();
+    let folder = crate::support::folder();
+    let (mut process, address) = start(folder.path());
+    let socket = udp(address);
+    let connection = udp_connect(&socket);
+    let (started, stopped) = (2, 3);
+    for torrent in 0..TORRENTS {
+        (1..=PEERS).for_each(|port| drop(announce_udp(&socket, connection, torrent, port, started)));
+        announce_udp(&socket, connection, torrent, 7, stopped);
+    }
+    wait_until(secs(15), "the swarms are written", || metric(address, "trackerd_unwritten_swarms") == 0);
+    process.kill9();
+
+    let mut process = start_at(folder.path(), address);
+    // The connection id of before is good still; a newcomer hears of everybody.
+    let expected: Vec<u16> = (1..=PEERS).filter(|port| *port != 7).collect();
+    for torrent in 0..TORRENTS {
+        let (seeders, leechers, ports) = announce_udp(&socket, connection, torrent, 1_001, started);
+        assert_eq!((seeders, leechers), (30, 30), "torrent {torrent}");
+        assert_eq!(ports, expected, "torrent {torrent}");
+    }
+    // A clean stop has nothing to wait for.
+    process.terminate();
+    assert!(process.wait(secs(20)).success());
+    let _process = start_at(folder.path(), address);
+    for torrent in 0..TORRENTS {
+        let (_, _, ports) = announce_udp(&socket, connection, torrent, 1_003, started);
+        assert_eq!((ports.len(), ports.contains(&1_001)), (60, true), "torrent {torrent}");
+    }
 }

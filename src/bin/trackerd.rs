@@ -11,6 +11,7 @@ use peerd::background::{self, Launched, Readiness};
 use peerd::logging::{self, LogFormat};
 use peerd::tracker::check::describe;
 use peerd::tracker::config::FileConfig;
+use peerd::tracker::lists::ListFiles;
 use peerd::tracker::{STORE_DIR, Tracker, TrackerOptions, commands_for_others};
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -39,7 +40,8 @@ struct RunArgs {
     /// Stay in the foreground, log to the terminal
     #[arg(long, env = "TRACKERD_FOREGROUND")]
     foreground: bool,
-    /// A configuration file (TOML); its keys are these flags, list_peers, public_address and trusted_proxies
+    /// A configuration file (TOML); its keys are these flags, list_peers, public_address, trusted_proxies,
+    /// allow_list, deny_list, hide_seedless_after_days and drop_seedless_after_days
     #[arg(long, value_name = "FILE", env = "TRACKERD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -79,11 +81,14 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
     let foreground = args.foreground || file.foreground.unwrap_or(false);
     let state_dir = args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
+    let patience = file.patience();
     let options = TrackerOptions {
         listen: if args.listen.is_empty() { file.listen.unwrap_or_default() } else { args.listen },
         list_peers: file.list_peers.unwrap_or(true),
         public_address: file.public_address,
         trusted_proxies: file.trusted_proxies,
+        patience,
+        lists: ListFiles { allow: file.allow_list, deny: file.deny_list },
         ..TrackerOptions::new(&state_dir)
     };
     let log = state_dir.join("trackerd.log");
@@ -107,6 +112,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
 
 async fn serve(options: TrackerOptions, readiness: Option<Readiness>) -> anyhow::Result<ExitCode> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let state_dir = options.state_dir.clone();
     let tracker = match Tracker::start(options).await {
         Ok(tracker) => tracker,
@@ -125,9 +131,15 @@ async fn serve(options: TrackerOptions, readiness: Option<Readiness>) -> anyhow:
         Some(readiness) => readiness.up(&greeting),
         None => print!("{greeting}"),
     }
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
+    loop {
+        tokio::select! {
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => match tracker.reload_lists().await {
+                Ok((allowed, denied)) => tracing::info!(?allowed, denied, "the lists were read again"),
+                Err(error) => tracing::error!(%error, "the lists stay as they were"),
+            },
+        }
     }
     tracing::info!("stopping");
     tracker.stop().await.map_err(|error| anyhow!("not everything could be written: {error}"))?;

@@ -10,11 +10,12 @@ use std::sync::{PoisonError, RwLock};
 
 use nix::ifaddrs::getifaddrs;
 
+use super::keyed_hash::BuildKeyedHasher;
 use super::limits::is_global;
 
 #[derive(Default)]
 pub struct OwnAddresses {
-    of_interfaces: RwLock<HashSet<IpAddr>>,
+    of_interfaces: RwLock<HashSet<IpAddr, BuildKeyedHasher>>,
     /// For askers from the internet, when the configuration names it.
     public: Option<IpAddr>,
 }
@@ -41,16 +42,31 @@ impl OwnAddresses {
         }
     }
 
-    /// What an asker at `asker`, who reached the tracker at `local`, is told of an entered peer. `None` when the peer is
-    /// of this host and the asker came by the other family: there is no address to name.
-    pub fn shown(&self, peer: SocketAddr, asker: IpAddr, local: IpAddr) -> Option<SocketAddr> {
-        if !peer.ip().is_loopback() {
-            return Some(peer);
+    /// How peers are called to an asker at `asker`, who reached the tracker at `local`.
+    pub fn names_for(&self, asker: IpAddr, local: IpAddr) -> Names {
+        let public = self.public.filter(|_| is_global(asker));
+        let local = Some(local.to_canonical()).filter(|ip| !ip.is_unspecified());
+        let of_family = |v4: bool| public.into_iter().chain(local).find(|ip| ip.is_ipv4() == v4);
+        Names { v4: of_family(true), v6: of_family(false) }
+    }
+}
+
+/// The addresses under which peers on the tracker's own host are told.
+#[derive(Clone, Copy, Debug)]
+pub struct Names {
+    v4: Option<IpAddr>,
+    v6: Option<IpAddr>,
+}
+
+impl Names {
+    /// What is told of an entered peer. `None` when the peer is of this host and the asker came by the other family:
+    /// there is no address to name.
+    pub fn shown(self, peer: SocketAddr) -> Option<SocketAddr> {
+        match peer {
+            SocketAddr::V4(at) if at.ip().is_loopback() => self.v4.map(|ip| SocketAddr::new(ip, at.port())),
+            SocketAddr::V6(at) if at.ip().is_loopback() => self.v6.map(|ip| SocketAddr::new(ip, at.port())),
+            other => Some(other),
         }
-        let same_family = |ip: &IpAddr| ip.is_ipv4() == peer.is_ipv4() && !ip.is_unspecified();
-        let public = self.public.filter(|ip| is_global(asker) && same_family(ip));
-        let ip = public.or(Some(local.to_canonical()).filter(same_family))?;
-        Some(SocketAddr::new(ip, peer.port()))
     }
 }
 
@@ -73,14 +89,14 @@ mod tests {
     fn check(own: &OwnAddresses, announced_from: &str, asker: &str, reached: &str, told: Option<&str>) {
         let ip = |text: &str| text.parse::<IpAddr>().unwrap();
         let entered = SocketAddr::new(own.entered(ip(announced_from)), 7);
-        let shown = own.shown(entered, ip(asker), ip(reached));
+        let shown = own.names_for(ip(asker), ip(reached)).shown(entered);
         assert_eq!(shown, told.map(|told| SocketAddr::new(ip(told), 7)), "{announced_from} to {asker} at {reached}");
     }
 
     #[test]
     fn a_peer_on_the_trackers_host_is_named_as_the_asker_reached_the_tracker() {
         let of_host = ["192.168.1.5".parse().unwrap(), "2001:db8::5".parse().unwrap()];
-        let mut own = OwnAddresses { of_interfaces: RwLock::new(of_host.into()), public: None };
+        let mut own = OwnAddresses { of_interfaces: RwLock::new(of_host.into_iter().collect()), public: None };
         check(&own, "127.0.0.1", "192.168.1.9", "192.168.1.5", Some("192.168.1.5"));
         check(&own, "192.168.1.5", "127.0.0.1", "127.0.0.1", Some("127.0.0.1"));
         check(&own, "192.168.1.5", "10.0.0.9", "10.0.0.5", Some("10.0.0.5"));

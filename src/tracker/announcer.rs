@@ -7,6 +7,7 @@ use rand::Rng;
 
 use super::addresses::OwnAddresses;
 use super::limits::Limits;
+use super::lists::Gate;
 use super::metrics::{Metrics, Refused};
 use super::swarms::{Announced, MAX_SAMPLE, Swarms};
 use crate::clock::Time;
@@ -22,6 +23,7 @@ pub struct Announcer {
     pub limits: Limits,
     pub metrics: Metrics,
     pub own: OwnAddresses,
+    pub gate: Gate,
     /// Their word on a client's address is believed.
     pub trusted_proxies: HashSet<IpAddr>,
 }
@@ -33,17 +35,28 @@ pub struct Asker {
     pub local: IpAddr,
 }
 
-/// Why an announce is refused; the text is for the client.
+/// Why an announce is refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}", self.message())]
 pub enum AnnounceRefused {
-    #[error("port 0: nobody can connect to it")]
     PortZero,
-    #[error("too many new torrents from this address: slow down")]
     NewHashes,
+    NotTracked,
+}
+
+impl AnnounceRefused {
+    /// For the client.
+    pub fn message(self) -> &'static str {
+        match self {
+            AnnounceRefused::PortZero => "port 0: nobody can connect to it",
+            AnnounceRefused::NewHashes => "too many new torrents from this address: slow down",
+            AnnounceRefused::NotTracked => "this torrent is not tracked here",
+        }
+    }
 }
 
 impl Announcer {
-    /// Enters the peer and fills `peers` with at most `max_peers` others, as the asker can reach them.
+    /// Enters the peer and calls `give` with at most `max_peers` others, as the asker can reach them.
     ///
     /// # Errors
     /// See [`AnnounceRefused`]; counted.
@@ -54,27 +67,29 @@ impl Announcer {
         asker: Asker,
         max_peers: usize,
         rng: &mut impl Rng,
-        peers: &mut Vec<SocketAddr>,
+        mut give: impl FnMut(SocketAddr),
     ) -> Result<Announced, AnnounceRefused> {
         if request.port == 0 && request.event != Event::Stopped {
             self.metrics.refuse(Refused::PortZero);
             return Err(AnnounceRefused::PortZero);
         }
+        if !self.gate.permits(&request.info_hash) {
+            self.metrics.refuse(Refused::NotTracked);
+            return Err(AnnounceRefused::NotTracked);
+        }
         let ip = self.own.entered(self.claimed_ip(request, asker.ip));
         let wanted = request.numwant.map_or(DEFAULT_PEERS, |wanted| wanted as usize).min(MAX_SAMPLE).min(max_peers);
         let admit = || self.limits.admit(now, asker.ip, &request.info_hash);
-        let announced = self.swarms.announce(now, request, ip, wanted, rng, admit, peers).map_err(|_| {
+        let names = self.own.names_for(asker.ip, asker.local);
+        let give_shown = |peer| {
+            if let Some(shown) = names.shown(peer) {
+                give(shown);
+            }
+        };
+        self.swarms.announce(now, request, ip, wanted, rng, admit, give_shown).map_err(|_| {
             self.metrics.refuse(Refused::NewHashes);
             AnnounceRefused::NewHashes
-        })?;
-        peers.retain_mut(|peer| match self.own.shown(*peer, asker.ip, asker.local) {
-            Some(shown) => {
-                *peer = shown;
-                true
-            }
-            None => false,
-        });
-        Ok(announced)
+        })
     }
 
     /// `ip=` is believed from this host and from trusted proxies alone: else anybody could enter anybody.
@@ -133,7 +148,8 @@ mod tests {
         let mut announce = |from: &str, port: u16, claim: Option<&str>| {
             let request =
                 AnnounceRequest { ip: claim.map(|ip| ip.parse().unwrap()), ..request(port, 5, Event::Started) };
-            announcer.announce(Time::ZERO, &request, asker(from), 200, &mut rng, &mut peers).unwrap();
+            peers.clear();
+            announcer.announce(Time::ZERO, &request, asker(from), 200, &mut rng, |peer| peers.push(peer)).unwrap();
             peers.sort_unstable();
             peers.iter().map(SocketAddr::to_string).collect::<Vec<_>>()
         };
@@ -153,7 +169,7 @@ mod tests {
         let announcer = Announcer::default();
         let mut rng = SmallRng::seed_from_u64(1);
         let mut announce = |request: &AnnounceRequest| {
-            announcer.announce(Time::ZERO, request, asker("10.0.0.1"), 200, &mut rng, &mut Vec::new())
+            announcer.announce(Time::ZERO, request, asker("10.0.0.1"), 200, &mut rng, |_| {})
         };
         assert_eq!(announce(&request(0, 5, Event::Started)), Err(AnnounceRefused::PortZero));
         while announcer.limits.charge(Time::ZERO, asker("10.0.0.1").ip) {}

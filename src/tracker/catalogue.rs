@@ -1,10 +1,13 @@
 //! What was published: found by words, served as `.torrent`, withdrawn by who published it. In memory; the scribe writes
 //! behind.
 
+pub mod seedless;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use self::seedless::Seedless;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
 use super::registry::{self, Entry, MAX_PUBLISHERS, Summary};
@@ -99,16 +102,18 @@ impl Tables {
 }
 
 impl Catalogue {
-    /// Everything that the state folder holds. Blocking.
+    /// Everything that the state folder holds. Of whom nothing is written about seeders was seeded until now. Blocking.
     ///
     /// # Errors
     /// When the disk fails. A torrent whose record or `.torrent` is damaged is left out, and logged.
-    pub fn open(state_dir: &Path, store: Arc<dyn Store>) -> Result<Catalogue, OpenError> {
+    pub fn open(state_dir: &Path, store: Arc<dyn Store>, unix_seconds: u64) -> Result<Catalogue, OpenError> {
         let segments = Arc::new(SegmentLog::open(&state_dir.join("torrents"))?);
         let mut tables = Tables::default();
+        let mut seedless = seedless::load(&*store)?;
         let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
-        for loaded in registry::load(&*store, |position| segments.read(position), skipped)? {
-            if loaded.entry.withdrawn_at.is_none() {
+        for mut loaded in registry::load(&*store, |position| segments.read(position), skipped)? {
+            loaded.entry.seedless = seedless.remove(&loaded.key).unwrap_or(Seedless::since(unix_seconds));
+            if loaded.entry.is_found() {
                 tables.index.insert(loaded.prepared);
             }
             tables.entries.insert(loaded.key, loaded.entry);
@@ -161,6 +166,8 @@ impl Catalogue {
             (Some(entry), None) if live => entry,
             (_, Some((new, words))) if !live => {
                 let entry = tables.entries.entry(key).or_insert(new);
+                seedless::forget(&key, entry, &mut pending.batch);
+                entry.seedless = Seedless::since(unix_seconds);
                 entry.withdrawn_at = None;
                 entry.added = unix_seconds;
                 entry.put(&key, &mut pending.batch);
@@ -199,7 +206,9 @@ impl Catalogue {
         };
         let summary = Summary::of(metainfo);
         let words = summary.prepare(key, Some(metainfo));
-        Ok(Some((Entry { summary, position, added: unix_seconds, publishers: Vec::new(), withdrawn_at: None }, words)))
+        let (added, seedless) = (unix_seconds, Seedless::since(unix_seconds));
+        let entry = Entry { summary, position, added, publishers: Vec::new(), withdrawn_at: None, seedless };
+        Ok(Some((entry, words)))
     }
 
     fn admit(&self, key: &InfoHash, publisher: Option<(Publisher, Freshness)>) -> Result<(), PublishError> {
@@ -216,9 +225,7 @@ impl Catalogue {
         if !self.scribe.has_room() {
             return Err(PublishError::Behind);
         }
-        let free = nix::sys::statvfs::statvfs(&self.state_dir);
-        let free = free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size());
-        if free < RESERVE_BYTES { Err(PublishError::DiskFull) } else { Ok(()) }
+        if disk_is_full(&self.state_dir) { Err(PublishError::DiskFull) } else { Ok(()) }
     }
 
     /// Takes this publisher from the torrent; with the last one it leaves the search.
@@ -288,19 +295,6 @@ impl Catalogue {
         Ok((found.total, page.collect()))
     }
 
-    /// For the order of hits.
-    pub fn set_seeders(&self, mut counts: Vec<(InfoHash, u32)>) {
-        {
-            // Most swarms may be of torrents that were never published here.
-            let tables = self.read();
-            counts.retain(|(key, _)| tables.is_live(key));
-        }
-        if !counts.is_empty() {
-            let mut tables = self.write();
-            counts.iter().for_each(|(key, seeders)| tables.index.set_seeders(key, *seeders));
-        }
-    }
-
     /// Drops what was withdrawn an hour ago. To be called every minute or so.
     pub fn drop_withdrawn(&self, unix_seconds: u64) {
         let due = |entry: &Entry| {
@@ -317,6 +311,7 @@ impl Catalogue {
             if tables.entries.get(&key).is_some_and(due)
                 && let Some(entry) = tables.entries.remove(&key)
             {
+                seedless::forget(&key, &entry, &mut pending.batch);
                 entry.delete(&key, &mut pending.batch);
             }
         }
@@ -341,10 +336,16 @@ impl Catalogue {
     }
 }
 
+/// Whether the disk is full but for what is left to others.
+pub fn disk_is_full(state_dir: &Path) -> bool {
+    let free = nix::sys::statvfs::statvfs(state_dir);
+    free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size()) < RESERVE_BYTES
+}
+
 /// The content file as the registry demands it.
 fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std::io::Result<ContentFile> {
-    let live = tables.entries.iter().filter(|(_, entry)| entry.withdrawn_at.is_none());
-    let lines = live.map(|(key, entry)| (*key, entry.summary.lines)).collect();
+    let found = tables.entries.iter().filter(|(_, entry)| entry.is_found());
+    let lines = found.map(|(key, entry)| (*key, entry.summary.lines)).collect();
     let (mut content, missing) = ContentFile::open(state_dir, &lines)?;
     for key in missing {
         let Some(entry) = tables.entries.get(&key) else { continue };
@@ -372,7 +373,7 @@ mod tests {
 
     const HOUR: u64 = SERVED_AFTER_WITHDRAWAL_S;
 
-    fn torrent(name: &str, files: &[&str]) -> Metainfo {
+    pub(super) fn torrent(name: &str, files: &[&str]) -> Metainfo {
         let name = FileName::new(name.as_bytes()).unwrap();
         let paths = files.iter().map(|file| (RelPath::parse(file.as_bytes()).unwrap(), 5));
         let files = if files.is_empty() { SpecFiles::Single(10) } else { SpecFiles::Multi(paths.collect()) };
@@ -382,17 +383,17 @@ mod tests {
         Metainfo::parse(&build(&spec, None, Some(&folder)).unwrap()).unwrap()
     }
 
-    fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
+    pub(super) fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
         let (total, page) = catalogue.search(&SearchQuery::words(words)).unwrap();
         assert_eq!(total, page.len() as u64);
         page.into_iter().map(|found| found.summary.name).collect()
     }
 
-    fn content(catalogue: &Catalogue) -> String {
+    pub(super) fn content(catalogue: &Catalogue) -> String {
         std::fs::read_to_string(catalogue.content_path()).unwrap()
     }
 
-    fn by(n: u8) -> Option<(Publisher, Freshness)> {
+    pub(super) fn by(n: u8) -> Option<(Publisher, Freshness)> {
         Some(([n; 32], Freshness::New))
     }
 
@@ -400,7 +401,7 @@ mod tests {
     fn publishers_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(MemStore::new());
-        let catalogue = Catalogue::open(dir.path(), store).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store, 0).unwrap();
         let metainfo = torrent("got5.mp4", &[]);
         let key = metainfo.info_hash();
         assert_eq!(catalogue.publish(&metainfo, by(1), 100).unwrap(), Published::New);
@@ -425,7 +426,7 @@ mod tests {
     #[test]
     fn a_replayed_signature_does_nothing_that_was_undone() {
         let dir = tempfile::tempdir().unwrap();
-        let catalogue = Catalogue::open(dir.path(), Arc::new(MemStore::new())).unwrap();
+        let catalogue = Catalogue::open(dir.path(), Arc::new(MemStore::new()), 0).unwrap();
         let metainfo = torrent("a", &[]);
         let replayed = Some(([1; 32], Freshness::Replayed));
         assert!(matches!(catalogue.publish(&metainfo, replayed, 1), Err(PublishError::Replayed)));
@@ -443,7 +444,7 @@ mod tests {
         let folder = torrent("Album.2.0", &["one.flac", "sub/two.flac", "cover.jpg"]);
         let long = torrent(&"x".repeat(255), &[]);
         let gone = torrent("gone.txt", &[]);
-        let catalogue = Catalogue::open(dir.path(), store.clone()).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
         for (at, metainfo) in [(1, &single), (2, &folder), (3, &long), (4, &gone)] {
             catalogue.publish(metainfo, by(1), at).unwrap();
         }
@@ -457,7 +458,7 @@ mod tests {
         std::fs::write(catalogue.content_path(), &content(&catalogue)[..cut]).unwrap();
         drop(catalogue);
 
-        let catalogue = Catalogue::open(dir.path(), store).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store, 0).unwrap();
         assert_eq!(found(&catalogue, ""), [&"x".repeat(255), "Album.2.0", "Film (2020).mkv"]);
         assert_eq!(found(&catalogue, "two flac"), ["Album.2.0"]);
         assert_eq!(found(&catalogue, "some folder film"), ["Film (2020).mkv"]);
@@ -476,7 +477,7 @@ mod tests {
     fn publications_reach_the_disk_by_themselves() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(MemStore::new());
-        let catalogue = Catalogue::open(dir.path(), store.clone()).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
         let metainfo = torrent("a.txt", &[]);
         catalogue.publish(&metainfo, by(1), 1).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);

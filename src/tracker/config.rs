@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::catalogue::seedless::Patience;
+
 /// A configuration file is written by hand.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -23,6 +25,14 @@ pub struct FileConfig {
     /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
     #[serde(default)]
     pub trusted_proxies: Vec<IpAddr>,
+    /// A file of info-hashes, a line each: nothing else is tracked. Read again on SIGHUP, as the next one.
+    pub allow_list: Option<PathBuf>,
+    /// A file of info-hashes that are not tracked.
+    pub deny_list: Option<PathBuf>,
+    /// Days after which a published torrent without a seeder is no longer found by searches; 30 by default.
+    pub hide_seedless_after_days: Option<u32>,
+    /// Days after which it is forgotten; 180 by default.
+    pub drop_seedless_after_days: Option<u32>,
 }
 
 /// Why a configuration file is not used.
@@ -37,6 +47,17 @@ pub enum ConfigError {
 }
 
 impl FileConfig {
+    /// How long what nobody seeds stays in the catalogue.
+    pub fn patience(&self) -> Patience {
+        const DAY_S: u64 = 86_400;
+        let Patience { hide_after_s, drop_after_s } = Patience::default();
+        let seconds = |days: Option<u32>, default_s| days.map_or(default_s, |days| u64::from(days) * DAY_S);
+        Patience {
+            hide_after_s: seconds(self.hide_seedless_after_days, hide_after_s),
+            drop_after_s: seconds(self.drop_seedless_after_days, drop_after_s),
+        }
+    }
+
     /// # Errors
     /// When the file cannot be read, or says something that is not known.
     pub fn read(path: &Path) -> Result<FileConfig, ConfigError> {
@@ -64,7 +85,9 @@ mod tests {
     #[test]
     fn every_key() {
         let text = "listen = [\"0.0.0.0:80\", \"[::]:80\"]\nstate-dir = \"a b\"\nforeground = true\nlist_peers = false\n\
-            public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n";
+            public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n\
+            allow_list = \"allow\"\ndeny_list = \"deny\"\n\
+            hide_seedless_after_days = 7\ndrop_seedless_after_days = 70\n";
         let expected = FileConfig {
             listen: Some(vec!["0.0.0.0:80".parse().unwrap(), "[::]:80".parse().unwrap()]),
             state_dir: Some("a b".into()),
@@ -72,6 +95,10 @@ mod tests {
             list_peers: Some(false),
             public_address: Some("t.example:80".into()),
             trusted_proxies: vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            allow_list: Some("allow".into()),
+            deny_list: Some("deny".into()),
+            hide_seedless_after_days: Some(7),
+            drop_seedless_after_days: Some(70),
         };
         assert_eq!(read(text).unwrap(), expected);
         assert_eq!(read("").unwrap(), FileConfig::default());

@@ -2,11 +2,12 @@
 //! repeated announce costs nothing.
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::keyed_hash::BuildKeyedHasher;
 use crate::clock::Time;
 use crate::wire::id::InfoHash;
 
@@ -24,10 +25,11 @@ const SEEN_WAYS: usize = 4;
 
 /// The buckets and what they need to know.
 pub struct Limits {
-    buckets: Mutex<HashMap<Subject, Bucket>>,
+    buckets: Mutex<Buckets>,
     seen: Box<[AtomicU32]>,
-    hash: RandomState,
 }
+
+type Buckets = HashMap<Subject, Bucket, BuildKeyedHasher>;
 
 /// Who has a bucket: an address, or the network it is in.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -60,7 +62,6 @@ impl Default for Limits {
         Limits {
             buckets: Mutex::default(),
             seen: std::iter::repeat_with(AtomicU32::default).take(SEEN_SLOTS).collect(),
-            hash: RandomState::new(),
         }
     }
 }
@@ -88,7 +89,7 @@ impl Limits {
 
     /// Whether the address may announce this torrent: free if it did before, else for a token.
     pub fn admit(&self, now: Time, ip: IpAddr, key: &InfoHash) -> bool {
-        let hash = self.hash.hash_one((ip, key));
+        let hash = BuildKeyedHasher.hash_one((ip, key));
         let mark = (hash as u32) | 1;
         let first = (hash >> 32) as usize % (SEEN_SLOTS / SEEN_WAYS) * SEEN_WAYS;
         let slots = &self.seen[first..first + SEEN_WAYS];
@@ -107,7 +108,7 @@ impl Limits {
 }
 
 /// Drops the buckets that are full again; when there are too few of them, every other one.
-fn make_room(buckets: &mut HashMap<Subject, Bucket>, now: Time) {
+fn make_room(buckets: &mut Buckets, now: Time) {
     buckets.retain(|_, bucket| bucket.refilled(now).tokens < BURST);
     if buckets.len() > MAX_BUCKETS / 2 {
         let mut keep = false;

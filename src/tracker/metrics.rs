@@ -29,6 +29,7 @@ pub enum Refused {
     UdpConnectionId,
     PortZero,
     NewHashes,
+    NotTracked,
     BadAnnounce,
     BadScrape,
     BadQuery,
@@ -69,11 +70,12 @@ const SERVED: [(Served, &str); 14] = [
     (Served::Health, "health"),
 ];
 
-const REFUSED: [(Refused, &str); 25] = [
+const REFUSED: [(Refused, &str); 26] = [
     (Refused::UdpMalformed, "udp_malformed"),
     (Refused::UdpConnectionId, "udp_connection_id"),
     (Refused::PortZero, "port_zero"),
     (Refused::NewHashes, "new_hashes"),
+    (Refused::NotTracked, "not_tracked"),
     (Refused::BadAnnounce, "bad_announce"),
     (Refused::BadScrape, "bad_scrape"),
     (Refused::BadQuery, "bad_query"),
@@ -113,6 +115,9 @@ pub struct Gauges {
     pub connections: usize,
     /// Publications and withdrawals that the disk does not have yet.
     pub unwritten: usize,
+    /// Swarms whose last change the disk does not have yet, and how long the first of them has waited.
+    pub unwritten_swarms: usize,
+    pub unwritten_swarms_s: u32,
 }
 
 impl Metrics {
@@ -148,6 +153,8 @@ impl Metrics {
             ("torrents", gauges.torrents),
             ("http_connections", gauges.connections),
             ("unwritten_changes", gauges.unwritten),
+            ("unwritten_swarms", gauges.unwritten_swarms),
+            ("unwritten_swarms_oldest_seconds", gauges.unwritten_swarms_s as usize),
         ];
         for (name, value) in gauges {
             let _ = writeln!(text, "# TYPE trackerd_{name} gauge\ntrackerd_{name} {value}");

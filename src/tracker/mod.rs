@@ -3,7 +3,7 @@
 //! - [`swarms`], [`limits`], [`search`]: the tables; `now` and the generator are arguments, nothing is read from a clock.
 //! - [`announcer`] is what [`udp`] and [`http`] share: one announce, whichever way it came.
 //! - [`catalogue`] is what was published, in memory; `registry` its form in the store, `scribe` the thread that writes
-//!   behind, [`content_file`] the list for people.
+//!   behind, [`content_file`] the list for people. [`keeper`] does the same for the swarms.
 //! - [`Tracker`] puts them together, starts the threads and stops them.
 
 pub mod addresses;
@@ -15,7 +15,10 @@ pub mod config;
 pub mod connection_id;
 pub mod content_file;
 pub mod http;
+pub mod keeper;
+mod keyed_hash;
 pub mod limits;
+pub mod lists;
 pub mod metrics;
 mod registry;
 mod scribe;
@@ -39,10 +42,13 @@ use tokio::sync::watch;
 
 use self::addresses::{OwnAddresses, interface_addresses};
 use self::announcer::Announcer;
+use self::catalogue::seedless::Patience;
 use self::catalogue::{Catalogue, OpenError};
-use self::connection_id::ConnectionIds;
+use self::connection_id::{ConnectionIds, seeded_rng};
 use self::http::Site;
 use self::http::server::{MAX_CONNECTIONS, serve};
+use self::keeper::{Keeper, KeeperError};
+use self::lists::{Gate, ListError, ListFiles};
 use self::sockets::{BindError, Bound, bind_all};
 use self::udp::UdpThreads;
 use crate::clock::{Clock, SystemClock};
@@ -52,7 +58,7 @@ use crate::db::{SledStore, StoreError};
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 /// In upkeeps: the interfaces are looked at every 30 s.
 const ADDRESSES_EVERY: u64 = 60;
-/// In upkeeps: what was withdrawn an hour ago is dropped within a minute.
+/// In upkeeps: what was withdrawn an hour ago, or was without a seeder for too long, goes within a minute.
 const WITHDRAWN_EVERY: u64 = 120;
 /// The folder of the database within the state folder; the lock that says who runs lies in it.
 pub const STORE_DIR: &str = "registry";
@@ -70,6 +76,10 @@ pub struct TrackerOptions {
     pub public_address: Option<String>,
     /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
     pub trusted_proxies: Vec<IpAddr>,
+    /// Which torrents are tracked, if not all.
+    pub lists: ListFiles,
+    /// How long what nobody seeds stays in the catalogue.
+    pub patience: Patience,
 }
 
 impl TrackerOptions {
@@ -81,6 +91,8 @@ impl TrackerOptions {
             list_peers: true,
             public_address: None,
             trusted_proxies: Vec::new(),
+            lists: ListFiles::default(),
+            patience: Patience::default(),
         }
     }
 }
@@ -96,8 +108,12 @@ pub enum StartError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Catalogue(#[from] OpenError),
+    #[error(transparent)]
+    List(#[from] ListError),
     #[error("public_address {0:?}: a host name or an address, with or without a port, is expected")]
     PublicAddress(String),
+    #[error(transparent)]
+    Keeper(#[from] KeeperError),
     #[error("a thread cannot be started: {0}")]
     Thread(io::Error),
 }
@@ -107,6 +123,7 @@ pub struct Tracker {
     addresses: Vec<SocketAddr>,
     stop: watch::Sender<bool>,
     http: tokio::task::JoinHandle<()>,
+    announcer: Arc<Announcer>,
     threads: Threads,
     store: Arc<SledStore>,
 }
@@ -115,6 +132,7 @@ pub struct Tracker {
 struct Threads {
     udp: Vec<UdpThreads>,
     upkeep: Upkeep,
+    keeper: Arc<Keeper>,
     catalogue: Arc<Catalogue>,
 }
 
@@ -125,25 +143,38 @@ impl Tracker {
     /// See [`StartError`]; nothing runs then.
     pub async fn start(options: TrackerOptions) -> Result<Tracker, StartError> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-        let prepared = tokio::task::spawn_blocking(move || Prepared::new(options));
+        let for_state = clock.clone();
+        let prepared = tokio::task::spawn_blocking(move || Prepared::new(options, for_state));
         let prepared = prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
         let site = prepared.site(clock.clone());
-        let Prepared { bound, announcer, ids, store, catalogue, .. } = prepared;
+        let Prepared { bound, options, announcer, ids, store, catalogue, keeper, .. } = prepared;
         let addresses = bound.iter().map(|bound| bound.address).collect();
         let (mut listeners, mut udp) = (Vec::new(), Vec::new());
         for bound in bound {
             listeners.push(TcpListener::from_std(bound.tcp).map_err(StartError::Thread)?);
-            udp.push(UdpThreads::start(bound.udp, &announcer, &ids, &clock).map_err(StartError::Thread)?);
+            let of_v4 = bound.address.is_ipv4();
+            udp.push(UdpThreads::start(bound.udp, of_v4, &announcer, &ids, &clock).map_err(StartError::Thread)?);
         }
-        let upkeep = Upkeep::start(announcer, catalogue.clone(), clock).map_err(StartError::Thread)?;
+        let upkeep =
+            Upkeep::start(announcer.clone(), catalogue.clone(), options.patience, clock).map_err(StartError::Thread)?;
         let (stop, stopped) = watch::channel(false);
         let http = tokio::spawn(serve(site, listeners, max_connections(), stopped));
-        Ok(Tracker { addresses, stop, http, threads: Threads { udp, upkeep, catalogue }, store })
+        Ok(Tracker { addresses, stop, http, announcer, threads: Threads { udp, upkeep, keeper, catalogue }, store })
     }
 
     /// Where it listens, the ports filled in.
     pub fn local_addrs(&self) -> &[SocketAddr] {
         &self.addresses
+    }
+
+    /// Reads the allow list and the deny list again: how many are allowed, if not all, and how many denied.
+    ///
+    /// # Errors
+    /// When one cannot be read; those of before stay in force.
+    pub async fn reload_lists(&self) -> Result<(Option<usize>, usize), ListError> {
+        let announcer = self.announcer.clone();
+        let reloaded = tokio::task::spawn_blocking(move || announcer.gate.reload()).await;
+        reloaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
     }
 
     /// Finishes what is in hand, writes everything.
@@ -158,8 +189,9 @@ impl Tracker {
             tracing::error!(%error, "HTTP had ended before");
         }
         let ended = tokio::task::spawn_blocking(move || {
-            let Threads { udp, upkeep, catalogue } = threads;
+            let Threads { udp, upkeep, keeper, catalogue } = threads;
             drop((udp, upkeep));
+            keeper.stop();
             catalogue.stop();
             store.close()
         });
@@ -175,10 +207,11 @@ struct Prepared {
     ids: Arc<ConnectionIds>,
     store: Arc<SledStore>,
     catalogue: Arc<Catalogue>,
+    keeper: Arc<Keeper>,
 }
 
 impl Prepared {
-    fn new(options: TrackerOptions) -> Result<Prepared, StartError> {
+    fn new(options: TrackerOptions, clock: Arc<dyn Clock>) -> Result<Prepared, StartError> {
         let public_ip = match &options.public_address {
             Some(address) => public_ip(address).ok_or_else(|| StartError::PublicAddress(address.clone()))?,
             None => None,
@@ -189,18 +222,22 @@ impl Prepared {
         std::fs::create_dir_all(state_dir).map_err(state)?;
         let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
         let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
-        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone())?);
+        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), clock.unix_seconds())?);
         let own = OwnAddresses::new(public_ip);
         own.refresh();
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
-        let announcer = Arc::new(Announcer { own, trusted_proxies, ..Announcer::default() });
-        Ok(Prepared { bound, options, announcer, ids, store, catalogue })
+        let gate = Gate::load(options.lists.clone())?;
+        let announcer = Arc::new(Announcer { own, trusted_proxies, gate, ..Announcer::default() });
+        let mut rng = seeded_rng().map_err(state)?;
+        let keeper = Arc::new(Keeper::start(&announcer, store.clone(), state_dir, clock, &mut rng)?);
+        Ok(Prepared { bound, options, announcer, ids, store, catalogue, keeper })
     }
 
     fn site(&self, clock: Arc<dyn Clock>) -> Arc<Site> {
         Arc::new(Site {
             announcer: self.announcer.clone(),
             catalogue: self.catalogue.clone(),
+            keeper: self.keeper.clone(),
             clock,
             list_peers: self.options.list_peers,
             public_address: self.options.public_address.clone(),
@@ -253,19 +290,25 @@ struct Upkeep {
 }
 
 impl Upkeep {
-    fn start(announcer: Arc<Announcer>, catalogue: Arc<Catalogue>, clock: Arc<dyn Clock>) -> io::Result<Upkeep> {
+    fn start(
+        announcer: Arc<Announcer>,
+        catalogue: Arc<Catalogue>,
+        patience: Patience,
+        clock: Arc<dyn Clock>,
+    ) -> io::Result<Upkeep> {
         let (stop, stopped) = sync_channel(0);
         let run = move || {
             for round in 0_u64.. {
                 announcer.swarms.expire(clock.now());
                 let mut changed = Vec::new();
                 announcer.swarms.drain_changed(|key, counts| changed.push((*key, counts.seeders)));
-                catalogue.set_seeders(changed);
+                catalogue.set_seeders(changed, clock.unix_seconds());
                 if round % ADDRESSES_EVERY == ADDRESSES_EVERY - 1 {
                     announcer.own.refresh();
                 }
-                if round % WITHDRAWN_EVERY == 0 {
+                if round % WITHDRAWN_EVERY == WITHDRAWN_EVERY - 1 {
                     catalogue.drop_withdrawn(clock.unix_seconds());
+                    catalogue.tidy_seedless(patience, clock.unix_seconds());
                 }
                 if stopped.recv_timeout(UPKEEP_EVERY) != Err(RecvTimeoutError::Timeout) {
                     return;

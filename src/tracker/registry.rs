@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use serde::{Deserialize, Serialize};
 
 use super::auth::Publisher;
+use super::catalogue::seedless::Seedless;
 use super::content_file;
 use super::search::{Document, Prepared};
 use crate::db::record::{Record, RecordError, decode_record, encode_record};
@@ -89,6 +90,7 @@ pub struct Entry {
     pub publishers: Vec<Publisher>,
     /// Unix seconds since when it is gone from search, its `.torrent` still served to those in the middle of it.
     pub withdrawn_at: Option<u64>,
+    pub seedless: Seedless,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -133,6 +135,11 @@ pub enum EntryError {
 }
 
 impl Entry {
+    /// Whether a search finds it.
+    pub fn is_found(&self) -> bool {
+        self.withdrawn_at.is_none() && !self.seedless.hidden
+    }
+
     /// Puts the entry, without its publishers, into a batch.
     pub fn put(&self, key: &InfoHash, batch: &mut Batch) {
         let Summary { name, path, size, n_parts, .. } = self.summary.clone();
@@ -228,5 +235,6 @@ fn restore(
         }
     };
     let prepared = summary.prepare(key, metainfo.as_ref());
-    Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at }, prepared })
+    let seedless = Seedless::default();
+    Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at, seedless }, prepared })
 }

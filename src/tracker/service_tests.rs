@@ -397,8 +397,9 @@ fn silent_connections_keep_nobody_out() {
     let dir = tempfile::tempdir().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let prepared = Prepared::new(TrackerOptions { listen, ..TrackerOptions::new(dir.path()) }).unwrap();
-    let (address, site) = (prepared.bound[0].address, prepared.site(Arc::new(SystemClock::new())));
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+    let prepared = Prepared::new(TrackerOptions { listen, ..TrackerOptions::new(dir.path()) }, clock.clone()).unwrap();
+    let (address, site) = (prepared.bound[0].address, prepared.site(clock));
     let metrics = site.announcer.clone();
     let (stop, stopped) = watch::channel(false);
     let serving = runtime.spawn(async move {
@@ -430,4 +431,39 @@ fn silent_connections_keep_nobody_out() {
     drop(silent);
     stop.send(true).unwrap();
     runtime.block_on(serving).unwrap();
+}
+
+#[test]
+fn what_the_lists_rule_out_is_not_tracked_until_they_are_read_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let deny = dir.path().join("deny");
+    let (good, bad) = (torrent("good.txt", &[]), torrent("bad.txt", &[]));
+    std::fs::write(&deny, format!("{} # asked for by nobody we know\n", bad.info_hash())).unwrap();
+    let running = Running::start(TrackerOptions {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        lists: ListFiles { allow: None, deny: Some(deny.clone()) },
+        ..TrackerOptions::new(dir.path().join("state"))
+    });
+    let announce = |metainfo: &Metainfo| {
+        let announce = AnnounceRequest { info_hash: metainfo.info_hash(), ..request(1, 0, Event::Started) };
+        udp(running.v4(), |connection_id| Request::Announce {
+            connection_id,
+            transaction_id: 1,
+            announce: announce.clone(),
+        })
+    };
+    assert!(matches!(announce(&good), Response::Announce { .. }));
+    let Response::Error { message, .. } = announce(&bad) else { panic!("it is tracked") };
+    assert_eq!(message, "this torrent is not tracked here");
+    assert_eq!(running.send("POST", "/torrents", "", bad.raw()).status, 403);
+    assert_eq!(running.get(&format!("/torrents/{}.torrent", bad.info_hash())).status, 403);
+    let refusals = "trackerd_refusals_total{reason=\"not_tracked\"} 3\n";
+    assert!(running.get("/metrics").text().contains(refusals));
+
+    std::fs::write(&deny, format!("{}\n", good.info_hash())).unwrap();
+    assert_eq!(running.send("POST", "/torrents", "", good.raw()).status, 201);
+    assert_eq!(running.runtime.block_on(running.tracker.reload_lists()).unwrap(), (None, 1));
+    assert_eq!(running.send("POST", "/torrents", "", bad.raw()).status, 201);
+    assert_eq!(running.names("q=txt"), ["bad.txt"], "what was published before is not shown");
+    running.stop();
 }

@@ -1,81 +1,73 @@
-//! Announce and scrape over UDP (BEP 15): a pure [`handle`], and plain threads around it.
+//! Announce and scrape over UDP (BEP 15): a pure [`handle`], and plain threads around it, each with a socket of its own
+//! from which it takes what waits at once (`batch`).
 
-use std::io::{self, IoSlice, IoSliceMut};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+mod batch;
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 
-use nix::cmsg_space;
 use nix::errno::Errno;
-use nix::libc;
-use nix::sys::socket::{
-    ControlMessage, ControlMessageOwned, MsgFlags, Shutdown, SockaddrLike, SockaddrStorage, recvmsg, sendmsg, shutdown,
-};
+use nix::sys::socket::{Shutdown, shutdown};
 use rand::Rng;
 use rand::rngs::SmallRng;
 
+use self::batch::{Batch, Family as BatchFamily, Received, V4, V6};
 use super::announcer::{Announcer, Asker};
 use super::connection_id::{ConnectionIds, seeded_rng};
 use super::metrics::{Refused, Served};
 use crate::clock::{Clock, Time};
-use crate::wire::announce::{AnnounceRequest, MAX_SCRAPE_HASHES, ScrapeEntry};
-use crate::wire::tracker_udp::{Counts, Family, MAX_DATAGRAM_BYTES, Request, Response, encode_announce_reply};
+use crate::wire::announce::AnnounceRequest;
+use crate::wire::tracker_udp::{
+    AnnounceReply, Counts, Family, RequestView, Response, encode_error, encode_scrape_reply,
+};
 
 /// IPv6 peers in one reply: with more a datagram would no longer fit an Ethernet frame, and fragments get lost.
 const MAX_V6_PEERS: usize = 75;
-/// Threads for one socket address: more only help on machines that have little else to do.
-const MAX_THREADS: usize = 8;
+/// Threads for one socket address: as many cores as a large machine has; each takes some 300 KiB.
+const MAX_THREADS: usize = 64;
 
-/// The clocks, read once for each datagram.
+/// The clocks, read once for each batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Now {
     pub time: Time,
     pub unix_seconds: u64,
 }
 
-/// What one thread uses again for every datagram: nothing is allocated on the way.
-#[derive(Default)]
-pub struct Scratch {
-    peers: Vec<SocketAddr>,
-    reply: Vec<u8>,
-}
-
-/// Answers one datagram from `from` that came to our address `local`; `None` when it gets no answer. Towards an address
-/// that has proved nothing the answer is never longer than what came.
-pub fn handle<'s>(
+/// Answers one datagram from `from` that came to our address `local`: appends to `reply` and says whether there is an
+/// answer. Towards an address that has proved nothing the answer is never longer than what came. Allocates nothing once
+/// `reply` has grown.
+pub fn handle(
     datagram: &[u8],
     from: SocketAddr,
     local: IpAddr,
     now: Now,
     rng: &mut impl Rng,
     (announcer, ids): (&Announcer, &ConnectionIds),
-    scratch: &'s mut Scratch,
-) -> Option<&'s [u8]> {
+    reply: &mut Vec<u8>,
+) -> bool {
     let asker = Asker { ip: from.ip().to_canonical(), local: local.to_canonical() };
-    scratch.reply.clear();
     let proved = |id: u64| ids.proves(id, asker.ip, now.unix_seconds);
-    match Request::decode(datagram) {
-        Ok(Request::Connect { transaction_id }) => {
+    match RequestView::decode(datagram) {
+        Ok(RequestView::Announce { connection_id, transaction_id, announce }) if proved(connection_id) => {
+            answer_announce(announcer, &announce, transaction_id, asker, now.time, rng, reply);
+        }
+        Ok(RequestView::Connect { transaction_id }) => {
             announcer.metrics.serve(Served::UdpConnect);
             let connection_id = ids.issue(asker.ip, now.unix_seconds);
-            let reply = Response::Connect { transaction_id, connection_id };
-            reply.encode(Family::of(asker.ip), &mut scratch.reply);
+            Response::Connect { transaction_id, connection_id }.encode(Family::of(asker.ip), reply);
         }
-        Ok(Request::Announce { connection_id, transaction_id, announce }) if proved(connection_id) => {
-            answer_announce(announcer, &announce, transaction_id, asker, now.time, rng, scratch);
-        }
-        Ok(Request::Scrape { connection_id, transaction_id, info_hashes }) if proved(connection_id) => {
+        Ok(RequestView::Scrape { connection_id, transaction_id, info_hashes }) if proved(connection_id) => {
             announcer.metrics.serve(Served::UdpScrape);
-            let entries: Vec<ScrapeEntry> =
-                info_hashes.iter().take(MAX_SCRAPE_HASHES).map(|key| announcer.swarms.scrape(key)).collect();
-            Response::Scrape { transaction_id, entries }.encode(Family::of(asker.ip), &mut scratch.reply);
+            let entries = info_hashes.map(|key| announcer.swarms.scrape(&key));
+            encode_scrape_reply(transaction_id, entries, reply);
         }
-        Ok(Request::Announce { transaction_id, .. } | Request::Scrape { transaction_id, .. }) => {
+        Ok(RequestView::Announce { transaction_id, .. } | RequestView::Scrape { transaction_id, .. }) => {
             announcer.metrics.refuse(Refused::UdpConnectionId);
-            let message = "connection id expired".to_owned();
-            Response::Error { transaction_id, message }.encode(Family::of(asker.ip), &mut scratch.reply);
+            encode_error(transaction_id, "connection id expired", reply);
         }
         Err(_) => {
             announcer.metrics.refuse(Refused::UdpMalformed);
@@ -83,10 +75,10 @@ pub fn handle<'s>(
             if datagram.first_chunk().is_some_and(|id| proved(u64::from_be_bytes(*id))) {
                 announcer.limits.charge(now.time, asker.ip);
             }
-            return None;
+            return false;
         }
     }
-    Some(&scratch.reply)
+    true
 }
 
 fn answer_announce(
@@ -96,19 +88,22 @@ fn answer_announce(
     asker: Asker,
     now: Time,
     rng: &mut impl Rng,
-    scratch: &mut Scratch,
+    out: &mut Vec<u8>,
 ) {
     announcer.metrics.serve(Served::UdpAnnounce);
     let family = Family::of(asker.ip);
     let max_peers = if family == Family::V4 { usize::MAX } else { MAX_V6_PEERS };
-    match announcer.announce(now, announce, asker, max_peers, rng, &mut scratch.peers) {
-        Ok(announced) => {
-            let counts =
-                Counts { interval_s: announced.interval_s, leechers: announced.leechers, seeders: announced.seeders };
-            encode_announce_reply(transaction_id, counts, family, scratch.peers.iter().copied(), &mut scratch.reply);
-        }
+    let begin = out.len();
+    let mut reply = AnnounceReply::begin(transaction_id, family, out);
+    match announcer.announce(now, announce, asker, max_peers, rng, |peer| reply.peer(peer)) {
+        Ok(announced) => reply.finish(Counts {
+            interval_s: announced.interval_s,
+            leechers: announced.leechers,
+            seeders: announced.seeders,
+        }),
         Err(refused) => {
-            Response::Error { transaction_id, message: refused.to_string() }.encode(family, &mut scratch.reply);
+            out.truncate(begin);
+            encode_error(transaction_id, refused.message(), out);
         }
     }
 }
@@ -121,12 +116,13 @@ pub struct UdpThreads {
 }
 
 impl UdpThreads {
-    /// One thread for each of `sockets`, all bound to the same address.
+    /// One thread for each of `sockets`, all bound to the same address, of IPv4 or not.
     ///
     /// # Errors
     /// When a thread cannot be made.
     pub fn start(
         sockets: Vec<OwnedFd>,
+        of_v4: bool,
         announcer: &Arc<Announcer>,
         ids: &Arc<ConnectionIds>,
         clock: &Arc<dyn Clock>,
@@ -137,7 +133,10 @@ impl UdpThreads {
             let (own_socket, stop) = (socket.clone(), threads.stop.clone());
             let rng = seeded_rng()?;
             let (announcer, ids, clock) = (announcer.clone(), ids.clone(), clock.clone());
-            let serve = move || serve(&own_socket, &announcer, &ids, &*clock, rng, &stop);
+            let serve = move || match of_v4 {
+                true => serve::<V4>(&own_socket, &announcer, &ids, &*clock, rng, &stop),
+                false => serve::<V6>(&own_socket, &announcer, &ids, &*clock, rng, &stop),
+            };
             threads.threads.push(std::thread::Builder::new().name("tracker-udp".into()).spawn(serve)?);
             threads.sockets.push(socket);
         }
@@ -145,7 +144,7 @@ impl UdpThreads {
     }
 }
 
-/// Ends the threads; waits as long as the datagram in hand takes.
+/// Ends the threads; waits as long as the datagrams in hand take.
 impl Drop for UdpThreads {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
@@ -166,7 +165,7 @@ pub fn threads() -> usize {
     std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_THREADS))
 }
 
-fn serve(
+fn serve<F: BatchFamily>(
     socket: &OwnedFd,
     announcer: &Announcer,
     ids: &ConnectionIds,
@@ -174,80 +173,26 @@ fn serve(
     mut rng: SmallRng,
     stop: &AtomicBool,
 ) {
-    let mut scratch = Scratch::default();
-    let mut buffer = [0; MAX_DATAGRAM_BYTES];
-    let mut control = cmsg_space!(libc::in6_pktinfo);
+    let mut batch = Batch::<F>::new();
     while !stop.load(Ordering::Relaxed) {
-        let (bytes, from, local) = match receive(socket, &mut buffer, &mut control) {
-            Ok(Some(received)) => received,
-            Ok(None) | Err(Errno::EINTR | Errno::EAGAIN) => continue,
+        let mut now = None;
+        let round = batch.round(socket, |Received { datagram, from, local }, reply| {
+            // The end of the socket is told as an empty datagram from nowhere.
+            if stop.load(Ordering::Relaxed) {
+                return false;
+            }
+            let now = *now.get_or_insert_with(|| Now { time: clock.now(), unix_seconds: clock.unix_seconds() });
+            handle(datagram, from, local, now, &mut rng, (announcer, ids), reply)
+        });
+        match round {
+            Ok(()) | Err(Errno::EINTR | Errno::EAGAIN) => {}
             // An ICMP answer to an earlier reply: that peer is gone, the socket is well.
-            Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => continue,
+            Err(Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {}
             Err(error) => {
                 tracing::warn!(%error, "receiving announces by UDP");
                 std::thread::sleep(std::time::Duration::from_millis(100));
-                continue;
             }
-        };
-        let now = Now { time: clock.now(), unix_seconds: clock.unix_seconds() };
-        let reply = handle(&buffer[..bytes], from, local, now, &mut rng, (announcer, ids), &mut scratch);
-        if let Some(reply) = reply {
-            // What cannot be sent is lost, as any datagram may be: the client asks again.
-            let _ = send(socket, reply, from, local);
         }
-    }
-}
-
-/// One datagram: its length, who sent it, and to which of our addresses. `None` if that cannot be told.
-fn receive(
-    socket: &OwnedFd,
-    buffer: &mut [u8],
-    control: &mut [u8],
-) -> Result<Option<(usize, SocketAddr, IpAddr)>, Errno> {
-    let mut slices = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrStorage>(socket.as_raw_fd(), &mut slices, Some(control), MsgFlags::empty())?;
-    let from = message.address.as_ref().and_then(socket_addr);
-    let mut local = None;
-    for control in message.cmsgs()? {
-        match control {
-            ControlMessageOwned::Ipv4PacketInfo(info) => {
-                local = Some(IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(info.ipi_spec_dst.s_addr))));
-            }
-            ControlMessageOwned::Ipv6PacketInfo(info) => {
-                local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
-            }
-            _ => {}
-        }
-    }
-    Ok(from.zip(local).map(|(from, local)| (message.bytes, from, local)))
-}
-
-/// From the address that was asked: a client drops answers from another.
-fn send(socket: &OwnedFd, reply: &[u8], to: SocketAddr, from: IpAddr) -> Result<usize, Errno> {
-    let slices = [IoSlice::new(reply)];
-    let to = SockaddrStorage::from(to);
-    match from {
-        IpAddr::V4(from) => {
-            let source = libc::in_addr { s_addr: from.to_bits().to_be() };
-            let info = libc::in_pktinfo { ipi_ifindex: 0, ipi_spec_dst: source, ipi_addr: libc::in_addr { s_addr: 0 } };
-            sendmsg(socket.as_raw_fd(), &slices, &[ControlMessage::Ipv4PacketInfo(&info)], MsgFlags::empty(), Some(&to))
-        }
-        IpAddr::V6(from) => {
-            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: from.octets() }, ipi6_ifindex: 0 };
-            sendmsg(socket.as_raw_fd(), &slices, &[ControlMessage::Ipv6PacketInfo(&info)], MsgFlags::empty(), Some(&to))
-        }
-    }
-}
-
-fn socket_addr(address: &SockaddrStorage) -> Option<SocketAddr> {
-    match address.family()? {
-        nix::sys::socket::AddressFamily::Inet => {
-            address.as_sockaddr_in().map(|address| SocketAddr::from((address.ip(), address.port())))
-        }
-        nix::sys::socket::AddressFamily::Inet6 => address.as_sockaddr_in6().map(|address| {
-            SocketAddr::V6(std::net::SocketAddrV6::new(address.ip(), address.port(), 0, address.scope_id()))
-        }),
-        _ => None,
     }
 }
 
@@ -256,6 +201,7 @@ mod tests {
     use super::super::announcer::fixture::{key, request};
     use super::*;
     use crate::wire::announce::Event;
+    use crate::wire::tracker_udp::Request;
     use rand::SeedableRng;
 
     struct Tracker {
@@ -274,9 +220,9 @@ mod tests {
 
         fn send(&mut self, datagram: &[u8], from: &str) -> Option<Vec<u8>> {
             let (from, local) = (from.parse().unwrap(), "192.0.2.1".parse().unwrap());
-            let mut scratch = Scratch::default();
+            let mut reply = Vec::new();
             let shared = (&self.announcer, &self.ids);
-            handle(datagram, from, local, self.now, &mut self.rng, shared, &mut scratch).map(<[u8]>::to_vec)
+            handle(datagram, from, local, self.now, &mut self.rng, shared, &mut reply).then_some(reply)
         }
 
         fn connect(&mut self, from: &str) -> [u8; 8] {

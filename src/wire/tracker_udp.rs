@@ -16,6 +16,9 @@ pub const ANNOUNCE_BYTES: usize = 98;
 /// The longest datagram that either end has a use for: an announce reply of 200 IPv6 peers is 3,620 bytes.
 pub const MAX_DATAGRAM_BYTES: usize = 8 * 1024;
 
+/// The three numbers before the peers of an announce reply.
+const COUNTS_BYTES: usize = 12;
+
 const CONNECT: u32 = 0;
 const ANNOUNCE: u32 = 1;
 const SCRAPE: u32 = 2;
@@ -97,21 +100,59 @@ impl Request {
     /// # Errors
     /// When it is no request. Whether the connection id is good is the tracker's to judge.
     pub fn decode(datagram: &[u8]) -> Result<Request, UdpError> {
+        Ok(match RequestView::decode(datagram)? {
+            RequestView::Connect { transaction_id } => Request::Connect { transaction_id },
+            RequestView::Announce { connection_id, transaction_id, announce } => {
+                Request::Announce { connection_id, transaction_id, announce }
+            }
+            RequestView::Scrape { connection_id, transaction_id, info_hashes } => {
+                Request::Scrape { connection_id, transaction_id, info_hashes: info_hashes.collect() }
+            }
+        })
+    }
+}
+
+/// A [`Request`] whose hashes still lie in the datagram: the tracker's hot path makes no list of them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum RequestView<'d> {
+    Connect { transaction_id: u32 },
+    Announce { connection_id: u64, transaction_id: u32, announce: AnnounceRequest },
+    Scrape { connection_id: u64, transaction_id: u32, info_hashes: ScrapeHashes<'d> },
+}
+
+/// The hashes of a scrape, 1 to [`MAX_SCRAPE_HASHES`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ScrapeHashes<'d>(&'d [[u8; InfoHash::LEN]]);
+
+impl Iterator for ScrapeHashes<'_> {
+    type Item = InfoHash;
+
+    fn next(&mut self) -> Option<InfoHash> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(InfoHash::new(*first))
+    }
+}
+
+impl<'d> RequestView<'d> {
+    /// # Errors
+    /// As [`Request::decode`].
+    pub fn decode(datagram: &'d [u8]) -> Result<RequestView<'d>, UdpError> {
         let mut fields = Fields::new(datagram);
         let (connection_id, action, transaction_id) = (fields.u64()?, fields.u32()?, fields.u32()?);
         match action {
             CONNECT if connection_id != PROTOCOL_ID => Err(UdpError::Protocol),
-            CONNECT => Ok(Request::Connect { transaction_id }),
+            CONNECT => Ok(RequestView::Connect { transaction_id }),
             ANNOUNCE => {
-                Ok(Request::Announce { connection_id, transaction_id, announce: decode_announce_fields(&mut fields)? })
+                let announce = decode_announce_fields(&mut fields)?;
+                Ok(RequestView::Announce { connection_id, transaction_id, announce })
             }
             SCRAPE => {
                 let (hashes, rest) = fields.rest.as_chunks::<{ InfoHash::LEN }>();
                 if !(1..=MAX_SCRAPE_HASHES).contains(&hashes.len()) || !rest.is_empty() {
                     return Err(UdpError::Hashes(fields.rest.len()));
                 }
-                let info_hashes = hashes.iter().copied().map(InfoHash::new).collect();
-                Ok(Request::Scrape { connection_id, transaction_id, info_hashes })
+                Ok(RequestView::Scrape { connection_id, transaction_id, info_hashes: ScrapeHashes(hashes) })
             }
             other => Err(UdpError::Action(other)),
         }
@@ -127,22 +168,18 @@ impl Response {
                 out.extend(connection_id.to_be_bytes());
             }
             Response::Announce { transaction_id, announce } => {
-                let counts =
-                    Counts { interval_s: announce.interval_s, leechers: announce.leechers, seeders: announce.seeders };
-                encode_announce_reply(*transaction_id, counts, family, announce.peers.iter().copied(), out);
+                let mut reply = AnnounceReply::begin(*transaction_id, family, out);
+                announce.peers.iter().for_each(|peer| reply.peer(*peer));
+                reply.finish(Counts {
+                    interval_s: announce.interval_s,
+                    leechers: announce.leechers,
+                    seeders: announce.seeders,
+                });
             }
             Response::Scrape { transaction_id, entries } => {
-                reply_head(SCRAPE, *transaction_id, out);
-                for entry in entries {
-                    for count in [entry.seeders, entry.completed, entry.leechers] {
-                        out.extend(count.to_be_bytes());
-                    }
-                }
+                encode_scrape_reply(*transaction_id, entries.iter().copied(), out);
             }
-            Response::Error { transaction_id, message } => {
-                reply_head(ERROR, *transaction_id, out);
-                out.extend(message.as_bytes());
-            }
+            Response::Error { transaction_id, message } => encode_error(*transaction_id, message, out),
         }
     }
 
@@ -192,26 +229,58 @@ pub struct Counts {
     pub seeders: u32,
 }
 
-/// An announce reply straight from an iterator of peers: the tracker's hot path makes no list of them.
-pub fn encode_announce_reply(
-    transaction_id: u32,
-    counts: Counts,
+/// An announce reply as it is written: the tracker's hot path makes no list of peers, and knows the counts last.
+pub struct AnnounceReply<'o> {
+    out: &'o mut Vec<u8>,
     family: Family,
-    peers: impl Iterator<Item = SocketAddr>,
-    out: &mut Vec<u8>,
-) {
-    reply_head(ANNOUNCE, transaction_id, out);
-    for number in [counts.interval_s, counts.leechers, counts.seeders] {
-        out.extend(number.to_be_bytes());
+    counts_at: usize,
+}
+
+impl AnnounceReply<'_> {
+    pub fn begin(transaction_id: u32, family: Family, out: &mut Vec<u8>) -> AnnounceReply<'_> {
+        reply_head(ANNOUNCE, transaction_id, out);
+        let counts_at = out.len();
+        out.extend([0; COUNTS_BYTES]);
+        AnnounceReply { out, family, counts_at }
     }
-    for peer in peers {
-        match (peer.ip(), family) {
-            (IpAddr::V4(ip), Family::V4) => out.extend(ip.octets()),
-            (IpAddr::V6(ip), Family::V6) => out.extend(ip.octets()),
-            _ => continue,
+
+    /// Peers of the other family are left out.
+    pub fn peer(&mut self, peer: SocketAddr) {
+        let [high, low] = peer.port().to_be_bytes();
+        match (peer.ip(), self.family) {
+            (IpAddr::V4(ip), Family::V4) => {
+                let [a, b, c, d] = ip.octets();
+                self.out.extend_from_slice(&[a, b, c, d, high, low]);
+            }
+            (IpAddr::V6(ip), Family::V6) => {
+                self.out.extend_from_slice(&ip.octets());
+                self.out.extend_from_slice(&[high, low]);
+            }
+            _ => {}
         }
-        out.extend(peer.port().to_be_bytes());
     }
+
+    pub fn finish(self, counts: Counts) {
+        let numbers = [counts.interval_s, counts.leechers, counts.seeders];
+        let (places, _) = self.out[self.counts_at..].as_chunks_mut::<4>();
+        places.iter_mut().zip(numbers).for_each(|(place, number)| *place = number.to_be_bytes());
+    }
+}
+
+/// A scrape reply straight from an iterator.
+pub fn encode_scrape_reply(transaction_id: u32, entries: impl Iterator<Item = ScrapeEntry>, out: &mut Vec<u8>) {
+    reply_head(SCRAPE, transaction_id, out);
+    for entry in entries {
+        for count in [entry.seeders, entry.completed, entry.leechers] {
+            out.extend(count.to_be_bytes());
+        }
+    }
+}
+
+/// A refusal in words.
+pub fn encode_error(transaction_id: u32, message: &str, out: &mut Vec<u8>) {
+    reply_head(ERROR, transaction_id, out);
+    out.extend(message.as_bytes());
 }
 
 /// Compact peers (BEP 23, BEP 7): 6 or 18 bytes each, at most [`MAX_REPLY_PEERS`].

@@ -54,7 +54,8 @@ fn write_answer(
     peers: &mut Vec<SocketAddr>,
     body: &mut Vec<u8>,
 ) {
-    match announcer.announce(site.clock.now(), request, asker, usize::MAX, rng, peers) {
+    peers.clear();
+    match announcer.announce(site.clock.now(), request, asker, usize::MAX, rng, |peer| peers.push(peer)) {
         Ok(announced) => {
             let response = AnnounceResponse {
                 interval_s: announced.interval_s,
@@ -69,7 +70,7 @@ fn write_answer(
             encode_announce_response(&response, list, body);
             *peers = response.peers;
         }
-        Err(refused) => encode_failure(&refused.to_string(), body),
+        Err(refused) => encode_failure(refused.message(), body),
     }
 }
 

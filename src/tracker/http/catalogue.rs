@@ -10,7 +10,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use super::announce::with_rng;
 use super::body::{BodyError, FileBody};
 use super::{Answer, Ends, Request, Site, host, text, with_type};
-use crate::tracker::announcer::Asker;
+use crate::tracker::announcer::{AnnounceRefused, Asker};
 use crate::tracker::auth::{AuthError, Freshness, Publisher};
 use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, WithdrawError};
 use crate::tracker::content_file::open_whole_lines;
@@ -36,7 +36,9 @@ pub(super) async fn search(site: Arc<Site>, request: Request) -> Answer {
     };
     blocking(site, move |site| match site.catalogue.search(&query) {
         Ok((total, page)) => {
-            let hits = page.into_iter().map(|found| hit(site, found)).collect();
+            // What was put on the deny list after it was published is known still, and not shown.
+            let tracked = page.into_iter().filter(|found| site.announcer.gate.permits(&found.key));
+            let hits = tracked.map(|found| hit(site, found)).collect();
             with_type(StatusCode::OK, JSON, within_reply(SearchReply { total, hits }))
         }
         Err(error) => site.refuse(Refused::BadQuery, StatusCode::BAD_REQUEST, error.to_string()),
@@ -108,6 +110,9 @@ fn publish_bytes(site: &Site, bytes: &[u8], headers: &HeaderMap) -> Answer {
         Err(error) => return site.refuse(Refused::BadTorrent, StatusCode::BAD_REQUEST, error.to_string()),
     };
     let key = metainfo.info_hash();
+    if let Some(answer) = not_tracked(site, &key) {
+        return answer;
+    }
     let now = site.clock.unix_seconds();
     let publisher = match headers.get(AUTHORIZATION) {
         None => None,
@@ -129,6 +134,12 @@ fn publish_bytes(site: &Site, bytes: &[u8], headers: &HeaderMap) -> Answer {
             site.refuse(reason, status, error.to_string())
         }
     }
+}
+
+/// The refusal of a torrent that the lists rule out.
+fn not_tracked(site: &Site, key: &InfoHash) -> Option<Answer> {
+    let refuse = || site.refuse(Refused::NotTracked, StatusCode::FORBIDDEN, AnnounceRefused::NotTracked.message());
+    (!site.announcer.gate.permits(key)).then(refuse)
 }
 
 pub(super) async fn withdraw(site: Arc<Site>, key: InfoHash, request: Request, ends: Ends) -> Answer {
@@ -223,6 +234,9 @@ pub(super) async fn unknown(site: Arc<Site>, request: Request, ends: Ends) -> An
 
 pub(super) async fn torrent(site: Arc<Site>, key: InfoHash, request: Request, ends: Ends) -> Answer {
     site.announcer.metrics.serve(Served::Torrent);
+    if let Some(answer) = not_tracked(&site, &key) {
+        return answer;
+    }
     let announce = announce_url(site.public_address.as_deref(), host(request.headers()), ends.local);
     blocking(site, move |site| match site.catalogue.torrent(&key) {
         Ok(Some(bytes)) => match Metainfo::parse(&bytes) {
@@ -265,8 +279,9 @@ pub(super) fn peers(site: &Site, key: &InfoHash, asker: Asker) -> Answer {
     if total == 0 && !site.catalogue.contains(key) {
         return site.refuse(Refused::NoSuchTorrent, StatusCode::NOT_FOUND, "no such torrent is known here");
     }
+    let names = site.announcer.own.names_for(asker.ip, asker.local);
     let shown = |(peer, seeder): (SocketAddr, bool)| {
-        let peer = site.announcer.own.shown(peer, asker.ip, asker.local)?;
+        let peer = names.shown(peer)?;
         Some(SwarmPeer { ip: peer.ip(), port: peer.port(), seeder })
     };
     let reply = PeersReply { total: total as u64, peers: sample.into_iter().filter_map(shown).collect() };

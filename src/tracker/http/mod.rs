@@ -21,6 +21,7 @@ pub use self::body::BodyBudget;
 use super::announcer::{Announcer, Asker};
 use super::auth::Gatekeeper;
 use super::catalogue::Catalogue;
+use super::keeper::Keeper;
 use super::metrics::{Gauges, Refused, Served};
 use crate::clock::Clock;
 use crate::wire::id::InfoHash;
@@ -34,6 +35,7 @@ const TEXT: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 pub struct Site {
     pub announcer: Arc<Announcer>,
     pub catalogue: Arc<Catalogue>,
+    pub keeper: Arc<Keeper>,
     pub clock: Arc<dyn Clock>,
     /// Whether `/torrents/<key>/peers` names anybody.
     pub list_peers: bool,
@@ -111,12 +113,15 @@ impl Site {
 
     fn metrics(&self) -> Answer {
         self.announcer.metrics.serve(Served::Metrics);
+        let (unwritten_swarms, unwritten_swarms_s) = self.keeper.lag(self.clock.now());
         let gauges = Gauges {
             swarms: self.announcer.swarms.len(),
             peers: self.announcer.swarms.entries(),
             torrents: self.catalogue.len(),
             connections: self.connections.load(std::sync::atomic::Ordering::Relaxed),
             unwritten: self.catalogue.unwritten(),
+            unwritten_swarms,
+            unwritten_swarms_s,
         };
         let mut answer = text(StatusCode::OK, self.announcer.metrics.render(gauges));
         answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; version=0.0.4"));

@@ -47,6 +47,11 @@ pub struct Prepared {
 }
 
 impl Prepared {
+    /// The torrent's.
+    pub fn key(&self) -> InfoHash {
+        self.key
+    }
+
     pub fn new(document: Document<'_>) -> Prepared {
         let mut words: BTreeSet<String> = words::name_words(document.name).into_iter().collect();
         for path in document.paths {

@@ -2,12 +2,16 @@
 //!
 //! A peer is known by the address and port that it listens on, never by its peer id: an id can be copied, an address
 //! that answers cannot (BEP 15's connection id proves it, and so does TCP).
+//!
+//! - [`law`] says when to come again and when silence means gone, `peers` holds one family of one swarm, `shard` the
+//!   swarms under one lock.
+//! - [`packed`] is the form in which a swarm is kept; what has changed since it was last taken stands in a queue here.
 
 pub mod law;
+pub mod packed;
 mod peers;
+mod shard;
 
-use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,24 +19,19 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rand::Rng;
 
+use self::packed::{Page, Pages};
+pub use self::peers::MAX_SAMPLE;
+use self::peers::{Endpoint, Peer, Peers};
+use self::shard::{Shard, Swarm, count};
 use crate::clock::Time;
 use crate::wire::announce::{AnnounceRequest, Event, ScrapeEntry};
 use crate::wire::id::{InfoHash, PeerId};
-pub use peers::MAX_SAMPLE;
-use peers::{Endpoint, Peer, Peers};
 
 /// Swarms at most, whoever asks: about 0.5 GiB when each has a peer or two. Beyond, the emptiest go first.
 pub const MAX_SWARMS: usize = 2_000_000;
-/// Locks: enough that a few threads seldom meet, few enough that idle ones cost nothing.
-const SHARDS: usize = 16;
-/// Swarms looked at to find the emptiest: with half of them empty, one is found but for one time in 2^32.
-const EVICTION_SAMPLE: usize = 32;
-/// Peers looked at under one lock while expiring: some ten microseconds, so that no announce waits for the sweep.
-const SWEEP_PEERS: usize = 2_000;
-/// A swarm is not swept again sooner: a large one whose peers fall due one by one is walked once for many.
-const SWEEP_PAUSE_S: u32 = 5;
-/// Peers compared to tell clients that joined over both families: in a larger swarm the difference is noise.
-const DUAL_STACK_PEERS: usize = 512;
+/// Locks: enough that threads seldom meet and that a table which grows holds up few, few enough that idle ones cost
+/// nothing.
+const SHARDS: usize = 64;
 
 /// What an announce is answered with, beside the peers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -49,30 +48,19 @@ pub struct Announced {
 #[error("too many torrents that are new to this address")]
 pub struct NotAdmitted;
 
+/// A swarm whose form in the store is out of date.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Unwritten {
+    /// Since when, in seconds of the tracker's monotonic clock.
+    pub since_s: u32,
+    pub key: InfoHash,
+}
+
 pub struct Swarms {
     shards: Vec<Mutex<Shard>>,
     max_per_shard: usize,
     /// Peers in all swarms: the interval follows it.
     entries: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Shard {
-    places: HashMap<InfoHash, u32>,
-    swarms: Vec<Swarm>,
-    /// When to sweep which swarm. An entry counts only if it is the swarm's own `due_s`.
-    due: BinaryHeap<Reverse<(u32, InfoHash)>>,
-    /// Swarms whose counts changed since the last [`Swarms::drain_changed`].
-    changed: Vec<InfoHash>,
-}
-
-struct Swarm {
-    key: InfoHash,
-    v4: Peers<Ipv4Addr>,
-    v6: Peers<Ipv6Addr>,
-    completed: u32,
-    due_s: u32,
-    in_changed: bool,
 }
 
 /// An address of either family, as the tables hold it.
@@ -121,19 +109,19 @@ impl Swarms {
 
     /// Swarms held.
     pub fn len(&self) -> usize {
-        self.shards.iter().map(|shard| lock(shard).swarms.len()).sum()
+        self.shards.iter().map(|shard| lock(shard).len()).sum()
     }
 
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// One announce of the peer that listens at `ip` and the request's port. `peers` is cleared and gets at most
-    /// `wanted` others of the same family. `admit` is asked once if the peer is not in the swarm yet.
+    /// One announce of the peer that listens at `ip` and the request's port. `give` gets at most `wanted` others of the
+    /// same family. `admit` is asked once if the peer is not in the swarm yet.
     ///
     /// # Errors
     /// [`NotAdmitted`] when `admit` says no; nothing has changed then.
-    #[expect(clippy::too_many_arguments, reason = "now, generator and the reused list are arguments by design")]
+    #[expect(clippy::too_many_arguments, reason = "now, generator and where the peers go are arguments by design")]
     pub fn announce(
         &self,
         now: Time,
@@ -142,12 +130,11 @@ impl Swarms {
         wanted: usize,
         rng: &mut impl Rng,
         admit: impl FnOnce() -> bool,
-        peers: &mut Vec<SocketAddr>,
+        give: impl FnMut(SocketAddr),
     ) -> Result<Announced, NotAdmitted> {
-        peers.clear();
         match ip.to_canonical() {
-            IpAddr::V4(ip) => self.announce_in(now, request, ip, wanted, rng, admit, peers),
-            IpAddr::V6(ip) => self.announce_in(now, request, ip, wanted, rng, admit, peers),
+            IpAddr::V4(ip) => self.announce_in(now, request, ip, wanted, rng, admit, give),
+            IpAddr::V6(ip) => self.announce_in(now, request, ip, wanted, rng, admit, give),
         }
     }
 
@@ -160,51 +147,54 @@ impl Swarms {
         wanted: usize,
         rng: &mut impl Rng,
         admit: impl FnOnce() -> bool,
-        peers: &mut Vec<SocketAddr>,
+        mut give: impl FnMut(SocketAddr),
     ) -> Result<Announced, NotAdmitted> {
+        let (key, now_s) = (&request.info_hash, seconds(now));
         let at = Endpoint { ip, port: request.port };
         let given_s = law::spread(law::interval_s(self.entries()), rng);
         let mut announced =
             Announced { interval_s: given_s, min_interval_s: law::min_interval_s(given_s), seeders: 0, leechers: 0 };
-        let mut shard = self.shard(&request.info_hash);
+        let mut guard = self.shard(key);
+        let shard = &mut *guard;
+        let place = shard.place(key);
+        let known = place.and_then(|place| A::peers(shard.swarm(place)).find(at));
         if request.event == Event::Stopped {
-            self.stop::<A>(&mut shard, &request.info_hash, at, &mut announced);
+            if let Some(place) = place {
+                let family = A::peers(shard.swarm(place));
+                if let Some((stands, _)) = known {
+                    family.remove(stands);
+                }
+                announced.seeders = count(family.seeders());
+                announced.leechers = count(family.leechers());
+                if known.is_some() {
+                    // An emptied swarm keeps its completed count until the sweep comes by.
+                    self.entries.fetch_sub(1, Ordering::Relaxed);
+                    shard.mark_changed(place, now_s);
+                }
+            }
             return Ok(announced);
         }
-        let known = shard.find(&request.info_hash).and_then(|swarm| A::peers(swarm).get(at).copied());
         if known.is_none() && !admit() {
             return Err(NotAdmitted);
         }
-        let peer = next_state(known, at, seconds(now), given_s, request);
-        self.make_room(&mut shard, &request.info_hash, rng);
-        let swarm = shard.find_or_create(request.info_hash, peer.due_s());
+        let peer = next_state(known.map(|(_, peer)| peer), at, now_s, given_s, request);
+        let place = place.unwrap_or_else(|| self.create(shard, *key, now_s, rng));
+        let swarm = shard.swarm(place);
         let family = A::peers(swarm);
         let before = (family.len(), family.leechers());
-        family.put(peer);
-        family.draw(at, peer.seeder, wanted, rng, |peer| peers.push(A::address(peer.at)));
+        let stands = family.put(known.map(|(stands, _)| stands), peer);
+        family.draw(Some(stands), peer.seeder, wanted, rng, |at, _| give(A::address(at)));
         let after = (family.len(), family.leechers());
         announced.seeders = count(family.seeders());
         announced.leechers = count(family.leechers());
-        let completed_now = request.event == Event::Completed && !known.is_some_and(|peer| peer.seeder);
+        let completed_now = request.event == Event::Completed && !known.is_some_and(|(_, peer)| peer.seeder);
         swarm.completed = swarm.completed.saturating_add(u32::from(completed_now));
-        self.entries.fetch_add(after.0 - before.0, Ordering::Relaxed);
+        shard.plan_by(place, peer.due_s());
         if before != after || completed_now {
-            shard.mark_changed(&request.info_hash);
+            self.entries.fetch_add(after.0 - before.0, Ordering::Relaxed);
+            shard.mark_changed(place, now_s);
         }
         Ok(announced)
-    }
-
-    fn stop<A: Family>(&self, shard: &mut Shard, key: &InfoHash, at: Endpoint<A>, announced: &mut Announced) {
-        let Some(swarm) = shard.find(key) else { return };
-        let family = A::peers(swarm);
-        let left = family.remove(at);
-        announced.seeders = count(family.seeders());
-        announced.leechers = count(family.leechers());
-        if left {
-            // An emptied swarm keeps its completed count until the sweep comes by.
-            self.entries.fetch_sub(1, Ordering::Relaxed);
-            shard.mark_changed(key);
-        }
     }
 
     /// The counts of one swarm, both families; a client that is in it by both counts once.
@@ -216,15 +206,13 @@ impl Swarms {
     pub fn sample(&self, key: &InfoHash, wanted: usize, rng: &mut impl Rng) -> (usize, Vec<(SocketAddr, bool)>) {
         let mut shard = self.shard(key);
         let Some(swarm) = shard.find(key) else { return (0, Vec::new()) };
-        let total = swarm.v4.len() + swarm.v6.len();
+        let total = swarm.len();
         let mut peers = Vec::new();
-        // Each family has its share of the draw; nobody listens on port 0, so that nobody is left out as the asker.
+        // Each family has its share of the draw.
         let of_v4 = if total == 0 { 0 } else { (wanted.min(total) * swarm.v4.len()).div_ceil(total) };
-        let nobody = Endpoint { ip: Ipv4Addr::UNSPECIFIED, port: 0 };
-        swarm.v4.draw(nobody, false, of_v4, rng, |peer| peers.push((Family::address(peer.at), peer.seeder)));
-        let nobody = Endpoint { ip: Ipv6Addr::UNSPECIFIED, port: 0 };
+        swarm.v4.draw(None, false, of_v4, rng, |at, seeder| peers.push((Family::address(at), seeder)));
         let rest = wanted.saturating_sub(peers.len());
-        swarm.v6.draw(nobody, false, rest, rng, |peer| peers.push((Family::address(peer.at), peer.seeder)));
+        swarm.v6.draw(None, false, rest, rng, |at, seeder| peers.push((Family::address(at), seeder)));
         (total, peers)
     }
 
@@ -245,7 +233,7 @@ impl Swarms {
     /// Calls `tell` with the counts of every swarm that changed since the last call.
     pub fn drain_changed(&self, mut tell: impl FnMut(&InfoHash, ScrapeEntry)) {
         for shard in &self.shards {
-            let changed = std::mem::take(&mut lock(shard).changed);
+            let changed = lock(shard).take_changed();
             for key in changed {
                 // One lock each: a publication storm must not hold up announces.
                 let counts = lock(shard).find(&key).map_or(ScrapeEntry::default(), |swarm| {
@@ -257,11 +245,91 @@ impl Swarms {
         }
     }
 
-    fn make_room(&self, shard: &mut Shard, key: &InfoHash, rng: &mut impl Rng) {
-        if shard.swarms.len() >= self.max_per_shard && !shard.places.contains_key(key) {
-            let peers = shard.evict(rng);
+    /// Takes swarms that changed at `until` or before, the oldest changes first, `most` of them. Each is to be packed,
+    /// or put back.
+    pub fn take_unwritten(&self, until: Time, most: usize) -> Vec<Unwritten> {
+        let until_s = seconds(until);
+        let mut taken = Vec::new();
+        while taken.len() < most {
+            let oldest_s = self.shards.iter().filter_map(|shard| lock(shard).oldest_unwritten_s()).min();
+            let Some(oldest_s) = oldest_s.filter(|oldest_s| *oldest_s <= until_s) else { break };
+            for shard in &self.shards {
+                lock(shard).take_unwritten(oldest_s, most, &mut taken);
+            }
+        }
+        taken
+    }
+
+    /// What was taken and could not be written: it is the oldest again.
+    pub fn put_back(&self, unwritten: &[Unwritten]) {
+        for unwritten in unwritten.iter().rev() {
+            self.shard(&unwritten.key).put_back(*unwritten);
+        }
+    }
+
+    /// How many swarms wait to be written, and since when the first of them has, in seconds of the tracker's monotonic
+    /// clock; `u32::MAX` when none does.
+    pub fn unwritten(&self) -> (usize, u32) {
+        let (mut waiting, mut oldest_s) = (0, u32::MAX);
+        for shard in &self.shards {
+            let shard = lock(shard);
+            waiting += shard.unwritten();
+            oldest_s = oldest_s.min(shard.oldest_unwritten_s().unwrap_or(u32::MAX));
+        }
+        (waiting, oldest_s)
+    }
+
+    /// The swarm as it is to be kept; no pages when there is no such swarm. Changes from here on make it unwritten anew.
+    pub fn pack(&self, key: &InfoHash, pages: &mut Pages) {
+        pages.clear();
+        if let Some(swarm) = self.shard(key).find(key) {
+            swarm.in_unwritten = false;
+            pages.pack(swarm.completed, swarm.v4.iter(), swarm.v6.iter());
+        }
+    }
+
+    /// Enters what one kept page holds: each peer counts as just seen. `entries` is the number of peers kept in all.
+    pub fn restore(&self, now: Time, key: InfoHash, page: &Page<'_>, entries: usize, rng: &mut impl Rng) {
+        let now_s = seconds(now);
+        let interval_s = law::interval_s(entries);
+        let mut guard = self.shard(&key);
+        let shard = &mut *guard;
+        let place = shard.place(&key).unwrap_or_else(|| self.create(shard, key, now_s, rng));
+        let swarm = shard.swarm(place);
+        swarm.completed = swarm.completed.max(page.completed());
+        let before = swarm.len();
+        // One that turns out to have nobody in it is swept away.
+        let mut due_s = now_s + law::MAX_LEASE_S;
+        page.peers(|at, kept| {
+            let gap_s = (kept.gap_s > 0).then_some(u32::from(kept.gap_s));
+            let lease_s = u16::try_from(law::lease_s(interval_s, gap_s, false)).unwrap_or(u16::MAX);
+            let restored = Restored { now_s, lease_s, kept };
+            due_s = due_s.min(now_s.saturating_add(u32::from(lease_s)));
+            match at.ip() {
+                IpAddr::V4(ip) => restored.enter(&mut swarm.v4, Endpoint { ip, port: at.port() }),
+                IpAddr::V6(ip) => restored.enter(&mut swarm.v6, Endpoint { ip, port: at.port() }),
+            }
+        });
+        self.entries.fetch_add(swarm.len() - before, Ordering::Relaxed);
+        shard.plan_by(place, due_s);
+        shard.mark_told(place);
+    }
+
+    /// For a kept swarm that is not as it was written: damaged in part, or empty.
+    pub fn rewrite(&self, now: Time, key: &InfoHash) {
+        let mut shard = self.shard(key);
+        match shard.place(key) {
+            Some(place) => shard.mark_changed(place, seconds(now)),
+            None => shard.put_back(Unwritten { since_s: seconds(now), key: *key }),
+        }
+    }
+
+    fn create(&self, shard: &mut Shard, key: InfoHash, now_s: u32, rng: &mut impl Rng) -> usize {
+        if shard.len() >= self.max_per_shard {
+            let peers = shard.evict(now_s, rng);
             self.entries.fetch_sub(peers, Ordering::Relaxed);
         }
+        shard.create(key)
     }
 
     fn shard(&self, key: &InfoHash) -> MutexGuard<'_, Shard> {
@@ -269,6 +337,24 @@ impl Swarms {
         lock(&self.shards[usize::from(byte) % SHARDS])
     }
 }
+
+/// A peer as it was kept, about to be entered.
+struct Restored {
+    now_s: u32,
+    lease_s: u16,
+    kept: packed::Kept,
+}
+
+impl Restored {
+    fn enter<A: Family>(self, peers: &mut Peers<A>, at: Endpoint<A>) {
+        let Restored { now_s, lease_s, kept: packed::Kept { seeder, gap_s, id_tag } } = self;
+        let known = peers.find(at).map(|(stands, _)| stands);
+        peers.put(known, Peer { at, last_s: now_s, gap_from_s: GAP_FROM_UNKNOWN, gap_s, lease_s, id_tag, seeder });
+    }
+}
+
+/// Nobody knows when the gap of a restored peer began: its next announce ends none.
+const GAP_FROM_UNKNOWN: u32 = 0;
 
 /// What is known of a peer after this announce.
 fn next_state<A: Copy>(
@@ -284,6 +370,7 @@ fn next_state<A: Copy>(
     let (gap_from_s, gap_s) = match known {
         // `completed` comes when it comes: it says nothing of the client's rhythm.
         Some(peer) if request.event == Event::Completed => (peer.gap_from_s, peer.gap_s),
+        Some(peer) if peer.gap_from_s == GAP_FROM_UNKNOWN => (now_s, peer.gap_s),
         Some(peer) => {
             let gap_s = now_s.saturating_sub(peer.gap_from_s).clamp(1, law::MAX_LEASE_S);
             (now_s, u16::try_from(gap_s).unwrap_or(u16::MAX))
@@ -293,118 +380,6 @@ fn next_state<A: Copy>(
     let lease_s = law::lease_s(given_s, (gap_s > 0).then_some(u32::from(gap_s)), is_peerd);
     let lease_s = u16::try_from(lease_s).unwrap_or(u16::MAX);
     Peer { at, last_s: now_s, gap_from_s, gap_s, lease_s, id_tag, seeder }
-}
-
-impl Shard {
-    fn find(&mut self, key: &InfoHash) -> Option<&mut Swarm> {
-        let place = *self.places.get(key)?;
-        self.swarms.get_mut(place as usize)
-    }
-
-    fn find_or_create(&mut self, key: InfoHash, due_s: u32) -> &mut Swarm {
-        let next = self.swarms.len();
-        let place = *self.places.entry(key).or_insert(next as u32) as usize;
-        if place == next {
-            let (v4, v6) = (Peers::default(), Peers::default());
-            self.swarms.push(Swarm { key, v4, v6, completed: 0, due_s, in_changed: false });
-            self.plan(key, due_s);
-        }
-        &mut self.swarms[place]
-    }
-
-    fn plan(&mut self, key: InfoHash, due_s: u32) {
-        // Entries of evicted swarms lie here until they fall due: not more of them than of live ones.
-        if self.due.len() > 2 * self.swarms.len() + 1_024 {
-            self.due = self.swarms.iter().map(|swarm| Reverse((swarm.due_s, swarm.key))).collect();
-        } else {
-            self.due.push(Reverse((due_s, key)));
-        }
-    }
-
-    fn mark_changed(&mut self, key: &InfoHash) {
-        if let Some(swarm) = self.find(key).filter(|swarm| !swarm.in_changed) {
-            swarm.in_changed = true;
-            self.changed.push(*key);
-        }
-    }
-
-    /// Looks at the swarms that are due, [`SWEEP_PEERS`] peers at most. Peers dropped, and whether there is more to do.
-    fn sweep(&mut self, now_s: u32) -> (usize, bool) {
-        let (mut looked_at, mut dropped) = (0, 0);
-        while let Some(&Reverse((due_s, key))) = self.due.peek() {
-            if due_s > now_s {
-                return (dropped, false);
-            }
-            if looked_at > SWEEP_PEERS {
-                return (dropped, true);
-            }
-            self.due.pop();
-            let Some(swarm) = self.find(&key).filter(|swarm| swarm.due_s == due_s) else { continue };
-            looked_at += 1 + swarm.v4.len() + swarm.v6.len();
-            let (v4, next_v4) = swarm.v4.expire(now_s);
-            let (v6, next_v6) = swarm.v6.expire(now_s);
-            dropped += v4 + v6;
-            match next_v4.into_iter().chain(next_v6).min() {
-                Some(next_s) => {
-                    let next_s = next_s.max(now_s + SWEEP_PAUSE_S);
-                    swarm.due_s = next_s;
-                    self.plan(key, next_s);
-                    if v4 + v6 > 0 {
-                        self.mark_changed(&key);
-                    }
-                }
-                None => {
-                    self.mark_changed(&key);
-                    self.remove(&key);
-                }
-            }
-        }
-        (dropped, false)
-    }
-
-    /// Drops the emptiest of a few drawn swarms; the number of peers it had.
-    fn evict(&mut self, rng: &mut impl Rng) -> usize {
-        let size = |swarm: &Swarm| swarm.v4.len() + swarm.v6.len();
-        let drawn = (0..EVICTION_SAMPLE).map(|_| rng.random_range(0..self.swarms.len()));
-        let Some((key, peers)) = drawn
-            .map(|place| &self.swarms[place])
-            .map(|swarm| (swarm.key, size(swarm)))
-            .min_by_key(|(_, peers)| *peers)
-        else {
-            return 0;
-        };
-        self.mark_changed(&key);
-        self.remove(&key);
-        peers
-    }
-
-    fn remove(&mut self, key: &InfoHash) {
-        let Some(place) = self.places.remove(key) else { return };
-        self.swarms.swap_remove(place as usize);
-        if let Some(moved) = self.swarms.get(place as usize) {
-            self.places.insert(moved.key, place);
-        }
-    }
-}
-
-impl Swarm {
-    fn counts(&self) -> ScrapeEntry {
-        let mut seeders = self.v4.seeders() + self.v6.seeders();
-        let mut leechers = self.v4.leechers() + self.v6.leechers();
-        let (few, many) = (self.v4.len().min(self.v6.len()), self.v4.len().max(self.v6.len()));
-        if few > 0 && many <= DUAL_STACK_PEERS {
-            let mut tags: Vec<u32> = self.v4.iter().map(|peer| peer.id_tag).collect();
-            tags.sort_unstable();
-            for twin in self.v6.iter().filter(|peer| tags.binary_search(&peer.id_tag).is_ok()) {
-                if twin.seeder {
-                    seeders = seeders.saturating_sub(1);
-                } else {
-                    leechers = leechers.saturating_sub(1);
-                }
-            }
-        }
-        ScrapeEntry { seeders: count(seeders), completed: self.completed, leechers: count(leechers) }
-    }
 }
 
 /// The random end of a peer id: two clients share it by chance once in four thousand million.
@@ -417,10 +392,6 @@ fn seconds(now: Time) -> u32 {
     u32::try_from(now.as_nanos() / 1_000_000_000).unwrap_or(u32::MAX)
 }
 
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
-}
-
 /// A panic elsewhere must not silence the tracker: the tables are right between any two statements that can panic.
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     shard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -428,6 +399,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 
 #[cfg(test)]
 mod tests {
+    use super::shard::SWEEP_PAUSE_S;
     use super::*;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
@@ -474,9 +446,18 @@ mod tests {
             let mut peers = Vec::new();
             let announced = self
                 .swarms
-                .announce(Time::from_secs(now_s), request, from.ip(), 50, &mut self.rng, || true, &mut peers)
+                .announce(
+                    Time::from_secs(now_s),
+                    request,
+                    from.ip(),
+                    50,
+                    &mut self.rng,
+                    || true,
+                    |peer| {
+                        peers.push(peer.to_string());
+                    },
+                )
                 .unwrap();
-            let mut peers: Vec<String> = peers.iter().map(SocketAddr::to_string).collect();
             peers.sort();
             (announced, peers)
         }
@@ -592,7 +573,7 @@ mod tests {
         let hello = request(key(1), at("10.0.0.1:1"), 5, Event::Started);
         let mut announce = |admit: &dyn Fn() -> bool| {
             let ip = at("10.0.0.1:1").ip();
-            table.swarms.announce(Time::ZERO, &hello, ip, 50, &mut table.rng, admit, &mut Vec::new())
+            table.swarms.announce(Time::ZERO, &hello, ip, 50, &mut table.rng, admit, |_| {})
         };
         assert_eq!(announce(&|| false), Err(NotAdmitted));
         announce(&|| true).unwrap();
@@ -602,11 +583,11 @@ mod tests {
 
     #[test]
     fn at_the_cap_the_emptiest_swarms_go_first() {
-        let mut table = Table::new(16 * 64);
+        let mut table = Table::new(SHARDS * 64);
         let mut join = |n: u16, port: u16| {
             let mut bytes = [0; 20];
             bytes[..2].copy_from_slice(&n.to_be_bytes());
-            bytes[19] = (n % 16) as u8;
+            bytes[19] = (n % 64) as u8;
             let from = SocketAddr::from(([10, 0, 0, 1], port));
             table.send(0, &request(InfoHash::new(bytes), from, 1, Event::Started), from);
             (table.swarms.len(), table.swarms.entries(), InfoHash::new(bytes))
@@ -617,11 +598,11 @@ mod tests {
         }
         for n in 100..20_000 {
             let (swarms, entries, _) = join(n, 1);
-            assert!(swarms <= 16 * 64 && entries <= 300 + 16 * 64);
+            assert!(swarms <= SHARDS * 64 && entries <= 300 + SHARDS * 64);
         }
         assert!(honest.iter().all(|key| table.swarms.scrape(key).leechers == 3));
         // What was planned for the evicted does not pile up either.
-        assert!(table.swarms.shards.iter().all(|shard| lock(shard).due.len() < 4_096));
+        assert!(table.swarms.shards.iter().all(|shard| lock(shard).planned() < 4_096));
     }
 
     #[test]
@@ -641,5 +622,37 @@ mod tests {
         assert_eq!(told(&table), [(key(1), 2, 0)]);
         table.swarms.expire(Time::from_secs(100_000));
         assert_eq!(told(&table), [(key(1), 0, 0)]);
+    }
+
+    #[test]
+    fn who_joins_with_a_shorter_lease_is_dropped_in_time() {
+        let mut table = Table::new(100);
+        table.announce(0, "10.0.0.1:1", 0, Event::Started);
+        for now in [1_800, 3_600, 5_400] {
+            table.announce(now, "10.0.0.1:1", 0, Event::None);
+        }
+        // Looked at, the swarm is next due when the first one's lease of 4,500 s ends.
+        assert_eq!(table.present(5_401), 1);
+        let mut hello = request(key(1), at("10.0.0.2:2"), 5, Event::Started);
+        hello.peer_id = PeerId::ours([1; 12]);
+        table.send(5_402, &hello, at("10.0.0.2:2"));
+        assert_eq!(table.present(5_402 + 200), 1);
+    }
+
+    #[test]
+    fn a_swarm_too_large_for_one_step_is_swept_whole() {
+        let mut table = Table::new(100);
+        for n in 0..9_000_u32 {
+            let from = SocketAddr::from((Ipv4Addr::from_bits(0x0A00_0000 + n), 1));
+            table.send(u64::from(n % 2) * 300, &request(key(1), from, 5, Event::Started), from);
+        }
+        for n in 0..3_000_u32 {
+            let from = SocketAddr::from((Ipv6Addr::from_bits(0xFC << 120 | u128::from(n)), 1));
+            table.send(0, &request(key(1), from, 5, Event::Started), from);
+        }
+        table.swarms.expire(Time::from_secs(670));
+        assert_eq!(table.swarms.entries(), 4_500);
+        table.swarms.expire(Time::from_secs(2_000));
+        assert_eq!((table.swarms.entries(), table.swarms.len()), (0, 0));
     }
 }
