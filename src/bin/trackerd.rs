@@ -79,9 +79,9 @@ fn main() -> ExitCode {
 fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
     let readiness = background::readiness()?;
     let file = args.config.as_deref().map(FileConfig::read).transpose()?.unwrap_or_default();
+    let patience = file.patience();
     let foreground = args.foreground || file.foreground.unwrap_or(false);
     let state_dir = args.state_dir.or(file.state_dir).unwrap_or_else(|| DEFAULT_STATE_DIR.into());
-    let patience = file.patience();
     let options = TrackerOptions {
         listen: if args.listen.is_empty() { file.listen.unwrap_or_default() } else { args.listen },
         list_peers: file.list_peers.unwrap_or(true),

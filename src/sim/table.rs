@@ -6,7 +6,7 @@ use super::agents::{Cooperative, FreeRider, Poisoner};
 use super::bound::block_bound_s;
 use super::cheats;
 use super::outcome::Outcome;
-use super::scenario::Scenario;
+use super::scenario::{PeerSpec, Scenario};
 
 /// What the peers of a row have to upload with, where it names nothing else.
 const UP_BITS_PER_S: u64 = 10_000_000;

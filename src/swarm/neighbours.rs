@@ -106,7 +106,12 @@ mod tests {
     /// A swarm of two pieces of which we have the first, with sessions 0 to `count` - 1 opened at 0 s.
     fn swarm(count: u32) -> Swarm {
         let layout = Layout::new(2 * 65_536, 65_536).unwrap();
-        let config = SwarmConfig { max_block_bytes: 128 << 10, window_max_bytes: 8 << 20, sequential: false };
+        let config = SwarmConfig {
+            max_block_bytes: 128 << 10,
+            window_max_bytes: 8 << 20,
+            windows_total_bytes: 64 << 20,
+            sequential: false,
+        };
         let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[0x80], 2).unwrap(), 1);
         for id in 0..count {
             let identity = Identity::Address(IpAddr::V4(Ipv4Addr::new(10, 0, 0, id as u8)));

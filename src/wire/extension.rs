@@ -125,10 +125,6 @@ fn decode_messages(m: Value<'_>) -> BTreeMap<String, u8> {
     known.take(MAX_MESSAGES).collect()
 }
 
-fn client_text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..MAX_CLIENT_BYTES).unwrap_or(bytes)).into_owned()
-}
-
 /// A byte string of this length and no other.
 fn exactly<const N: usize>(value: Option<Value<'_>>) -> Option<[u8; N]> {
     value.and_then(Value::as_bytes).and_then(|bytes| bytes.try_into().ok())

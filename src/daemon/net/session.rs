@@ -14,7 +14,6 @@ use super::introduction;
 use super::outbox::Outbox;
 use super::stream::PeerStream;
 use crate::clock::Time;
-use crate::daemon::banning;
 use crate::daemon::core::Core;
 use crate::daemon::disk::pool::Buffer;
 use crate::daemon::limits::Meter;
