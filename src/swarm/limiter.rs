@@ -83,18 +83,22 @@ impl Limiter {
             out.extend(all.map(|session| Grant { session, bytes: u32::MAX }));
             return;
         }
+        // Who got nothing keeps its place; who got something stands behind the others.
+        let (mut unserved, mut served) = (VecDeque::new(), VecDeque::new());
         for torrents_left in (1..=self.waiting.len() as u64).rev() {
-            let Some((torrent, mut sessions)) = self.waiting.pop_front() else { return };
-            let mut share = self.level.max(0.0) as u64 / torrents_left;
-            if torrents_left > 1 && share < MIN_GRANT_BYTES {
-                // Too little for all: the first in turn get a packet each, the others stand before them next time.
-                share = (self.level.max(0.0) as u64).min(MIN_GRANT_BYTES);
-            }
-            self.level -= divide(share, &mut sessions, out) as f64;
+            let Some((torrent, mut sessions)) = self.waiting.pop_front() else { break };
+            let level = self.level.max(0.0) as u64;
+            // Where it is too little for all, the first in turn get a packet each.
+            let share = (level / torrents_left).max(MIN_GRANT_BYTES).min(level);
+            let granted = divide(share, &mut sessions, out);
+            self.level -= granted as f64;
             if !sessions.is_empty() {
-                self.waiting.push_back((torrent, sessions));
+                let queue = if granted > 0 { &mut served } else { &mut unserved };
+                queue.push_back((torrent, sessions));
             }
         }
+        unserved.append(&mut served);
+        self.waiting = unserved;
     }
 
     fn count(&mut self, now: Time) {
