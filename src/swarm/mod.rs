@@ -5,6 +5,7 @@
 //! - [`choker`]: who may be served, over all sessions of all torrents.
 //! - [`dial`]: whom to connect to.
 //! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
+//! - `superseed`: what a lone seed shows to whom, so that each piece goes out once before any goes twice.
 
 use std::net::IpAddr;
 
