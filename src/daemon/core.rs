@@ -355,7 +355,7 @@ impl Core {
             max_block_bytes: MAX_BLOCK_BYTES,
             window_max_bytes: WINDOW_MAX_BYTES,
             windows_total_bytes: DEFAULT_BUDGET_BYTES as u64,
-            sequential: torrent.is_in_order(),
+            sequential: false,
         };
         let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
         for own in &self.listening {

@@ -244,10 +244,6 @@ impl Torrent {
         }
     }
 
-    pub fn is_in_order(&self) -> bool {
-        self.in_order.load(Ordering::Acquire)
-    }
-
     pub fn is_removed(&self) -> bool {
         self.removed.load(Ordering::Acquire)
     }
@@ -263,7 +259,11 @@ impl Torrent {
     }
 
     pub(in crate::daemon) fn set_active(&self, active: Arc<Active>) {
-        *self.lock_active() = Some(active);
+        let mut slot = self.lock_active();
+        if self.in_order.load(Ordering::Acquire) {
+            active.lock().swarm.fetch_in_order();
+        }
+        *slot = Some(active);
     }
 
     /// Lets go of the active half; unless `by_force`, only if nobody holds it: a session, disk work, a commit. Returns

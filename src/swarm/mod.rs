@@ -7,6 +7,7 @@
 //! - [`bans`]: who is shut out, over all torrents; `blame`: who gave the wrong bytes of a piece.
 //! - [`limiter`]: how a limited rate is shared out.
 //! - [`picker`] and [`rarity`]: which block next; used by [`Swarm`] alone.
+//! - `superseed`: what a lone seed shows to whom, so that each piece goes out once before any goes twice.
 
 use std::net::IpAddr;
 

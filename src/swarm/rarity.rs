@@ -164,7 +164,7 @@ impl Rarity {
         let (before, from) = (both.clone().enumerate().take(start / 8), both.enumerate().skip(start / 8));
         let filled = from.chain(before).filter(|(_, bits)| *bits != 0);
         let bits = filled
-            .flat_map(|(at, bits)| (0..8).filter(move |bit| bits & 0x80 >> bit != 0).map(move |bit| at * 8 + bit));
+            .flat_map(|(at, bits)| (0..8).filter(move |bit| bits & (0x80 >> bit) != 0).map(move |bit| at * 8 + bit));
         let place = |piece: usize| self.place.get(piece).copied().unwrap_or(ABSENT);
         let first = bits.take(SAMPLED).map(place).min()?;
         self.order.get(first as usize).copied()
