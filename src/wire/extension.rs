@@ -107,9 +107,7 @@ impl ExtensionHandshake {
             messages: m.map(decode_messages).unwrap_or_default(),
         })
     }
-}
 
-impl ExtensionHandshake {
     /// The id under which the sender wants to hear proofs of identity, if it does.
     pub fn proof_id(&self) -> Option<u8> {
         self.messages.get(identity::EXTENSION).copied().filter(|&id| id != 0)
@@ -123,10 +121,6 @@ fn decode_messages(m: Value<'_>) -> BTreeMap<String, u8> {
         Some((name.to_owned(), int(Some(id))?))
     });
     known.take(MAX_MESSAGES).collect()
-}
-
-fn client_text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes.get(..MAX_CLIENT_BYTES).unwrap_or(bytes)).into_owned()
 }
 
 /// A byte string of this length and no other.
