@@ -107,9 +107,7 @@ impl ExtensionHandshake {
             messages: m.map(decode_messages).unwrap_or_default(),
         })
     }
-}
 
-impl ExtensionHandshake {
     /// The id under which the sender wants to hear proofs of identity, if it does.
     pub fn proof_id(&self) -> Option<u8> {
         self.messages.get(identity::EXTENSION).copied().filter(|&id| id != 0)
