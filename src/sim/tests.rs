@@ -50,10 +50,10 @@ fn a_downlink_is_a_limit_too_and_is_used() {
 }
 
 #[test]
-fn every_row_of_the_table_can_be_played_small() {
+fn every_row_of_the_table_reaches_in_small_what_it_did() {
     for row in ROWS {
         let played = (row.play)(Size::Short, 1, 2);
-        assert!(played.figure > 0.0 && played.figure.is_finite(), "{}: {}", row.name, played.figure);
+        assert!(row.short.is_met(played.figure), "{}, seed 1: {}", row.name, played.figure);
         let picture = plot::svg(&[plot::Curve::new(row.name, &played.outcome, played.bound_s)]);
         assert!(picture.contains(row.name) && picture.ends_with("</svg>\n"));
     }
@@ -86,16 +86,17 @@ fn peers_that_come_late_and_peers_that_go_leave_nobody_without_a_copy() {
     }
 }
 
+/// With two seeds, each of which could be gone: a lone one hands out the pieces in its own order.
 #[test]
 fn file_order_in_place_of_rarest_first_makes_it_worse() {
-    // A lone seed that hands out each piece once takes much of the harm out of it: what is left shows in the sum.
-    let last_s = [false, true].map(|sequential| {
-        let played = (1..=3).map(|seed| {
+    for seed in 1..=3 {
+        let last_s = [false, true].map(|sequential| {
             let mut scenario = Scenario::flash_crowd(16, 48, seed);
             scenario.config.sequential = sequential;
+            scenario.peers.push(PeerSpec::seed());
+            scenario.peers.iter_mut().filter(|peer| peer.seed).for_each(|peer| peer.up_bits_per_s = 5_000_000);
             scenario.run().assert_sound().last_s()
         });
-        played.sum::<f64>()
-    });
-    assert!(last_s[1] > last_s[0], "{last_s:?}");
+        assert!(last_s[1] > 1.05 * last_s[0], "seed {seed}: {last_s:?}");
+    }
 }
