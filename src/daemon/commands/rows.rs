@@ -322,8 +322,11 @@ impl Commands {
         let (accounts, today) = (self.core.ledger.accounts(), self.core.clock.unix_seconds());
         let why = |identity: Option<Identity>| {
             let account = identity.map(|identity| self.core.ledger.account(identity, today)).unwrap_or_default();
-            let generous = account.is_generous();
-            generous.then(|| format!("served first, turns {:.1} x as long", account.credit())).unwrap_or_default()
+            if account.is_generous() {
+                format!("served first, turns {:.1} x as long", account.credit())
+            } else {
+                String::new()
+            }
         };
         let rows = accounts.into_iter().flat_map(|account| {
             let peer = LedgerRow::Peer(LedgerPeer {
