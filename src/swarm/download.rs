@@ -92,6 +92,7 @@ impl Swarm {
             return Receipt::Redundant;
         };
         session.down.learn(now, incoming, self.config.window_max_bytes);
+        self.widest_window_bytes = self.widest_window_bytes.max(session.down.window_bytes());
         let taken = self.picker.received(block, incoming.slot, session.giver());
         if !incoming.late {
             self.picker.answered(block);
@@ -200,7 +201,7 @@ impl Swarm {
     /// proportion, but always a block.
     fn share_of_windows(&self, window: u32) -> u32 {
         let (most, total) = (self.config.window_max_bytes, self.config.windows_total_bytes);
-        if self.sessions.len() as u64 * u64::from(most) <= total {
+        if self.sessions.len() as u64 * u64::from(most.min(self.widest_window_bytes)) <= total {
             return window;
         }
         let asks = |session: &&Session| session.we_interested && !session.peer_chokes;

@@ -15,7 +15,7 @@ use crate::wire::message::Message;
 
 /// Asked of a peer before anything is known of it. Small: in a flash crowd everybody asks the one seed for different
 /// pieces, and what is asked too early is had late. Slow start makes up for it within a few round trips.
-const FIRST_WINDOW_BYTES: u32 = 4 * BLOCK_BYTES;
+pub(super) const FIRST_WINDOW_BYTES: u32 = 4 * BLOCK_BYTES;
 /// Beside what the rate calls for, so that a slow peer always has a block in hand and one on the way.
 const SPARE_WINDOW_BYTES: u32 = 2 * BLOCK_BYTES;
 /// The window holds what the peer sends in this time, or in two round trips if they take longer.

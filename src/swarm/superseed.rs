@@ -406,6 +406,9 @@ impl Swarm {
 
     /// Tells this peer what it may know by now. Returns whether `max_bytes` of output cut it short.
     pub(super) fn show_pieces(&mut self, now: Time, id: SessionId, out: &mut Vec<u8>, max_bytes: usize) -> bool {
+        if self.sessions.get(&id).is_none_or(|session| session.veil.is_none()) {
+            return false;
+        }
         let layout = self.layout();
         let alone = self.is_alone(now, id);
         let Some(session) = self.sessions.get_mut(&id) else { return false };

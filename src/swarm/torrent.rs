@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::blame::{Blame, Giver};
 use super::choker::{Account, SessionView};
 use super::picker::Picker;
-use super::session::Session;
+use super::session::{FIRST_WINDOW_BYTES, Session};
 use super::superseed::SuperSeed;
 use super::{CloseReason, Identity, PeerFault, SessionId, SessionInfo, SessionReport};
 use crate::clock::Time;
@@ -74,6 +74,8 @@ pub struct Swarm {
     pub(super) effects: VecDeque<Effect>,
     review_due: bool,
     pub(super) next_tick: Time,
+    /// No session's request window was ever larger.
+    pub(super) widest_window_bytes: u32,
     /// Some session has not been told of all that we got.
     news_waits: bool,
     next_news: Time,
@@ -93,6 +95,7 @@ impl Swarm {
             effects: VecDeque::new(),
             review_due: false,
             next_tick: Time::ZERO,
+            widest_window_bytes: FIRST_WINDOW_BYTES,
             news_waits: false,
             next_news: Time::ZERO,
         }

@@ -155,6 +155,8 @@ impl Choker {
         let since_last = now.since(self.reviewed);
         self.reviews += 1;
         let (mut sent, mut wanting, mut piece_bytes) = (0, 0, 0);
+        // A standing changed after one of its entries had taken it.
+        let mut stale = false;
         for &view in views {
             let mut known = true;
             let entry = entries.entry(view.session).or_insert_with(|| {
@@ -163,11 +165,14 @@ impl Choker {
             });
             let took = view.sent_bytes.saturating_sub(entry.view.sent_bytes);
             let gave = view.received_bytes.saturating_sub(entry.view.received_bytes);
-            let standing = standings.touch(now, view.identity);
+            let (standing, met) = standings.meet(now, view.identity, self.reviews);
+            stale |= met;
             let denied = if known && entry.view.denies { since_last } else { Duration::ZERO };
             standing.book(took, gave, denied, &entry.view);
             // With a single slot there is nothing to rank: everybody takes turns.
             entry.update(now, view, view.seeding || self.slots.get() <= 1, self.reviews);
+            standing.slots += u32::from(entry.is_regular());
+            entry.take_standing(*standing);
             sent += took;
             wanting += u64::from(view.interested);
             piece_bytes += if view.interested { u64::from(view.piece_bytes) } else { 0 };
@@ -176,11 +181,11 @@ impl Choker {
         for (_, gone) in entries.extract_if(.., |_, entry| entry.seen_in != self.reviews) {
             if gone.is_regular() && gone.in_rounds {
                 standings.touch(now, gone.view.identity).round = self.round;
+                stale = true;
             }
         }
-        standings.count_slots(entries.values());
-        for entry in entries.values_mut() {
-            entry.take_standing(standings.get(&entry.view.identity));
+        if stale {
+            entries.values_mut().for_each(|entry| entry.take_standing(standings.get(&entry.view.identity)));
         }
         if now.since(self.forgot) >= FORGET_EVERY {
             self.forgot = now;

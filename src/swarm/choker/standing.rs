@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use super::super::Identity;
 use super::SessionView;
-use super::entry::Entry;
 use crate::clock::Time;
 
 /// An identity without a session is forgotten after so long: what it owes is then too old to matter.
@@ -32,6 +31,8 @@ pub(super) struct Standing {
     /// Regular slots that its sessions hold.
     pub slots: u32,
     last_seen: Time,
+    /// The last review that one of its sessions was part of.
+    seen_in: u64,
 }
 
 impl Standing {
@@ -46,7 +47,7 @@ impl Standing {
         self.received_bytes += gave_bytes;
         if gave_bytes > 0 {
             self.denied = Duration::ZERO;
-        } else if self.owed_pieces(view.piece_bytes) < 0 {
+        } else if self.received_bytes < self.sent_bytes {
             self.denied += denied;
         }
     }
@@ -58,8 +59,8 @@ impl Standing {
 
     /// FairTorrent's deficit with the sign of a balance: what we owe it, in whole pieces, rounded down.
     pub fn owed_pieces(&self, piece_bytes: u32) -> i64 {
-        let owed = i128::from(self.received_bytes) - i128::from(self.sent_bytes);
-        owed.div_euclid(i128::from(piece_bytes.max(1))) as i64
+        let owed = self.received_bytes.cast_signed().saturating_sub(self.sent_bytes.cast_signed());
+        owed.div_euclid(i64::from(piece_bytes.max(1)))
     }
 }
 
@@ -80,14 +81,15 @@ impl Standings {
         standing
     }
 
-    /// Counts anew how many regular slots each identity holds.
-    pub fn count_slots<'a>(&mut self, entries: impl Iterator<Item = &'a Entry>) {
-        self.of.values_mut().for_each(|standing| standing.slots = 0);
-        for entry in entries.filter(|entry| entry.is_regular()) {
-            if let Some(standing) = self.of.get_mut(&entry.view.identity) {
-                standing.slots += 1;
-            }
+    /// Of an identity with a session in this review: the first one finds no slots counted. Returns whether another came
+    /// before.
+    pub fn meet(&mut self, now: Time, who: Identity, review: u64) -> (&mut Standing, bool) {
+        let standing = self.touch(now, who);
+        let met = std::mem::replace(&mut standing.seen_in, review) == review;
+        if !met {
+            standing.slots = 0;
         }
+        (standing, met)
     }
 
     /// Forgets who has been away for long, and who has been away longest when there are too many.
