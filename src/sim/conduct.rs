@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::clock::Time;
 use crate::swarm::choker::{Choker, Decision, SessionView, UploadSlots};
 use crate::swarm::{SessionId, Swarm};
-use crate::wire::layout::Block;
+use crate::wire::layout::{Block, PieceIndex};
 use crate::wire::message::Message;
 
 /// Who may be served: the product's [`Choker`], or another in its place.
@@ -39,6 +39,8 @@ pub enum Act {
     Dial(usize),
     /// Asks [`Behaviour::serves`] again.
     Serve(SessionId),
+    /// Throws a piece away that it has, and wants it again.
+    Forget(PieceIndex),
 }
 
 /// How a node differs from an honest one in what it says and serves. Whom it unchokes is for its [`Choking`].

@@ -64,12 +64,13 @@ impl Node {
         self.book.add(sample.into_iter().map(|peer| address_of(peer as u32)), Source::Tracker, now);
     }
 
-    fn most_sessions(&self, scenario: &Scenario) -> usize {
-        self.spec.conduct.neighbours.unwrap_or(scenario.neighbours)
+    /// Whether another session may be begun or taken.
+    pub fn has_place(&self, scenario: &Scenario) -> bool {
+        self.by_peer.len() < self.spec.conduct.neighbours.unwrap_or(scenario.neighbours)
     }
 
     pub fn dial(&mut self, now: Time, scenario: &Scenario, desk: &mut Desk) {
-        while self.by_peer.len() < self.most_sessions(scenario) {
+        while self.has_place(scenario) {
             let Some(addr) = self.book.next_dial(now) else { return };
             let Some(peer) = peer_of(addr).filter(|_| self.bans.may_dial(addr, now)) else {
                 self.book.ended(addr, Ended::Fault, now);
@@ -107,7 +108,7 @@ impl Node {
         let delay = self.delay_to(from, scenario);
         let twin = self.by_peer.get(&from).copied();
         let twin_stays = twin.is_some_and(|id| self.conns[id.0 as usize].state == State::Open || self.index < from);
-        let full = twin.is_none() && self.by_peer.len() >= self.most_sessions(scenario);
+        let full = twin.is_none() && !self.has_place(scenario);
         let peer = Giver {
             session: theirs,
             identity: Identity::Address(ip_of(from)),

@@ -177,11 +177,13 @@ pub(super) struct Node {
     paused: Vec<SessionId>,
     /// Units of pieces in progress that are noise.
     spoiled: BTreeSet<(PieceIndex, u32)>,
-    /// Verified bytes that each ever gave.
-    ledger: BTreeMap<Identity, Account>,
+    /// Verified bytes that each ever gave, by peer.
+    ledger: BTreeMap<u32, Account>,
     serial: u64,
     pub present: bool,
     timer: Time,
+    /// When the choker wants to be asked again; it changes its mind only when it is asked.
+    next_review: Option<Time>,
     next_act: Option<Time>,
     pub next_announce: Time,
     pub rng: SmallRng,
@@ -200,6 +202,14 @@ pub(super) fn ip_of(peer: u32) -> IpAddr {
 pub(super) fn peer_of(address: SocketAddr) -> Option<u32> {
     let IpAddr::V4(ip) = address.ip() else { return None };
     u32::from(ip).checked_sub(0x0A00_0001)
+}
+
+/// Peers are known by their addresses: nobody proves a key here.
+fn peer_with(identity: &Identity) -> Option<u32> {
+    match identity {
+        Identity::Address(IpAddr::V4(ip)) => u32::from(*ip).checked_sub(0x0A00_0001),
+        _ => None,
+    }
 }
 
 /// A seed of its own for each use (SplitMix64).
@@ -222,6 +232,7 @@ impl Node {
         let mut book = KnownPeers::new(places, mix(seed, 3));
         book.add_own(address_of(index));
         let joins = START + spec.joins_at;
+        let next_review = choker.next_timeout();
         Node {
             index,
             swarm: Swarm::new(scenario.config, scenario.layout, have, mix(seed, 4)),
@@ -241,6 +252,7 @@ impl Node {
             serial: 0,
             present: false,
             timer: joins,
+            next_review,
             next_announce: joins,
             rng: SmallRng::seed_from_u64(mix(seed, 5)),
             record: Record::new(joins),
@@ -409,7 +421,9 @@ impl Node {
             return;
         }
         for given in self.swarm.piece_verified(piece) {
-            self.ledger.entry(given.identity).or_default().given_bytes += u64::from(given.bytes);
+            if let Some(peer) = peer_with(&given.identity) {
+                self.ledger.entry(peer).or_default().given_bytes += u64::from(given.bytes);
+            }
         }
         if self.swarm.is_suspect(piece) {
             let digests = self.digests(piece);
@@ -523,7 +537,7 @@ impl Node {
             }
         }
         if self.present {
-            self.arm_timer(now);
+            self.arm_timer(now, scenario);
         }
     }
 
@@ -539,8 +553,10 @@ impl Node {
         desk.views.clear();
         desk.decisions.clear();
         let ledger = &self.ledger;
-        self.swarm.choker_views(|identity| ledger.get(identity).copied().unwrap_or_default(), &mut desk.views);
+        let account = |identity: &Identity| peer_with(identity).and_then(|peer| ledger.get(&peer)).copied();
+        self.swarm.choker_views(|identity| account(identity).unwrap_or_default(), &mut desk.views);
         self.choker.review(now, &desk.views, &mut desk.decisions);
+        self.next_review = self.choker.next_timeout();
         // Slots are given back before they are given out.
         desk.decisions.sort_by_key(|decision| !decision.choke);
         for decision in &desk.decisions {
@@ -548,13 +564,15 @@ impl Node {
         }
     }
 
-    fn arm_timer(&mut self, now: Time) {
+    fn arm_timer(&mut self, now: Time, scenario: &Scenario) {
+        // Without a place for another session a due dial waits for one to close, which arms the timer anew.
+        let dials = if self.has_place(scenario) { self.book.next_timeout() } else { None };
         let leaves = self.spec.leaves_at.map(|at| START + at);
         let resumes = self.paused.iter().map(|id| self.conns[id.0 as usize].paused_until).min();
         let timers = [
             self.swarm.next_timeout(),
-            self.choker.next_timeout(),
-            self.book.next_timeout(),
+            self.next_review,
+            dials,
             self.next_act,
             leaves,
             resumes,
@@ -570,7 +588,7 @@ impl Node {
         }
         self.present = true;
         self.swarm.handle_timeout(now);
-        if self.choker.next_timeout().is_some_and(|at| at <= now) {
+        if self.next_review.is_some_and(|at| at <= now) {
             self.review(now, desk);
         }
         let conns = &self.conns;
@@ -597,6 +615,7 @@ impl Node {
                 Act::Close(id) => self.close(now, id, Ended::Closed, true, desk),
                 Act::Dial(peer) => self.dial_peer(now, peer as u32, scenario, desk),
                 Act::Serve(id) => self.serve(now, id, scenario, desk),
+                Act::Forget(piece) => self.swarm.forget_piece(piece),
             }
         }
         desk.acts = acts;
