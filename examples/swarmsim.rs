@@ -167,7 +167,7 @@ fn report(seed: u64, played: &Played, began: Instant) {
     let outcome = &played.outcome;
     println!(
         "  seed {seed}: {:.4}; first {:.2} s, median {:.2} s, last {:.2} s, bound {:.2} s; seed copies {:.2}, sent twice \
-         {:.2} %; {} events, {:.1} s so far",
+         {:.2} %, longest wait {:.1} s; {} events, digest {:016x}, {:.1} s so far",
         played.figure,
         outcome.took_s("leecher").first().copied().unwrap_or(f64::INFINITY),
         outcome.median_s("leecher"),
@@ -175,7 +175,9 @@ fn report(seed: u64, played: &Played, began: Instant) {
         played.bound_s,
         outcome.copies_sent_at_first("seed"),
         outcome.wasted_share() * 100.0,
+        outcome.longest_wait_s(),
         outcome.events,
+        outcome.digest,
         began.elapsed().as_secs_f64(),
     );
 }

@@ -193,7 +193,8 @@ pub enum Unsound {
     Starved { peer: usize, waited_s: f64 },
 }
 
-/// Nobody shall wait longer for a block: two turns of the optimistic slot at all of its neighbours.
+/// Who is awaited and gets no block for so long is *starved*: in this time each of its neighbours gave its optimistic
+/// slot to two others, or could have.
 const STARVED: Duration = Duration::from_secs(60);
 
 impl Outcome {
@@ -263,6 +264,12 @@ impl Outcome {
     pub fn median_s(&self, class: &str) -> f64 {
         let took = self.took_s(class);
         took.get(took.len() / 2).copied().unwrap_or(f64::INFINITY)
+    }
+
+    /// The longest time that an awaited peer was without a block, in seconds.
+    pub fn longest_wait_s(&self) -> f64 {
+        let waits = self.peers.iter().filter(|it| it.awaited).map(|it| it.longest_wait);
+        waits.max().unwrap_or_default().as_secs_f64()
     }
 
     /// When half of a class was complete, since the start of the run.

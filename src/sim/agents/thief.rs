@@ -11,10 +11,11 @@ use crate::swarm::{SessionId, Swarm};
 use crate::wire::message::Message;
 
 /// Choked for so long, it connects anew, in the hope of being taken for a newcomer.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(30);
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Gives nothing, says of no piece that it has it, and comes back as a stranger when it is choked.
+/// Gives nothing, says of no piece that it has it, throws away what it has to fetch it again, and comes back as a
+/// stranger when it is choked.
 #[derive(Default)]
 pub struct Thief {
     choked_since: BTreeMap<SessionId, Time>,
@@ -61,6 +62,7 @@ impl Behaviour for Thief {
             }
         }
         self.choked_since = choked_since;
+        out.extend(swarm.have().iter_set(swarm.layout()).map(Act::Forget));
         out.push(Act::Dial(self.seed));
     }
 }
