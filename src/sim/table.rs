@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::agents::{Cooperative, FreeRider, Poisoner};
+use super::agents::{Cooperative, FreeRider, Poisoner, ShowsAll};
 use super::bound::block_bound_s;
 use super::cheats;
 use super::outcome::Outcome;
@@ -85,6 +85,14 @@ pub const ROWS: &[Row] = &[
         short: Goal::AtMost(1.55),
         seeds: 20,
         play: product,
+    },
+    Row {
+        name: "plain-seed",
+        figure: "last finish / block bound; the seed shows all at once, as those of other clients do",
+        goal: Goal::AtMost(2.0),
+        short: Goal::AtMost(2.0),
+        seeds: 20,
+        play: plain_seed,
     },
     Row {
         name: "free-riders",
@@ -175,6 +183,13 @@ fn cooperative(size: Size, seed: u64, threads: usize) -> Played {
 
 fn product(size: Size, seed: u64, threads: usize) -> Played {
     against_block_bound(&crowd(size, seed, threads))
+}
+
+/// Here the leechers alone see to it that a lone seed's uplink is well spent: rarest first is all they have for it.
+fn plain_seed(size: Size, seed: u64, threads: usize) -> Played {
+    let mut scenario = crowd(size, seed, threads);
+    scenario.peers.iter_mut().filter(|peer| peer.seed).for_each(|peer| peer.conduct = ShowsAll::conduct());
+    against_block_bound(&scenario)
 }
 
 fn free_riders(size: Size, seed: u64, threads: usize) -> Played {

@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::agents::FreeRider;
+use super::agents::{FreeRider, ShowsAll};
 use super::table::{ROWS, Size};
 use super::*;
+use crate::swarm::choker::UploadSlots;
 
 #[test]
 fn one_seed_and_one_leecher_take_what_the_link_takes() {
@@ -86,18 +87,20 @@ fn peers_that_come_late_and_peers_that_go_leave_nobody_without_a_copy() {
     }
 }
 
-/// With two seeds, each of which could be gone: a lone one hands out the pieces in its own order.
+/// A seed that super-seeds hands out the pieces in an order of its own, as long as it is alone; where there are two, or
+/// one that shows all at once, it is the leechers' part that each piece leaves a seed but once.
 #[test]
 fn file_order_in_place_of_rarest_first_makes_it_worse() {
-    let last_s = [false, true].map(|sequential| {
-        let played = (1..=3).map(|seed| {
-            let mut scenario = Scenario::flash_crowd(16, 48, seed);
-            scenario.config.sequential = sequential;
-            scenario.peers.push(PeerSpec::seed());
-            scenario.peers.iter_mut().filter(|peer| peer.seed).for_each(|peer| peer.up_bits_per_s = 5_000_000);
-            scenario.run().assert_sound().last_s()
-        });
-        played.sum::<f64>()
-    });
-    assert!(last_s[1] > 1.01 * last_s[0], "{last_s:?}");
+    let last_s = |seeds: usize, conduct: &Conduct, sequential| {
+        let mut scenario = Scenario::flash_crowd(24, 48, 1);
+        scenario.config.sequential = sequential;
+        scenario.peers.extend((1..seeds).map(|_| PeerSpec::seed()));
+        scenario.peers.iter_mut().filter(|peer| peer.seed).for_each(|peer| peer.conduct = conduct.clone());
+        scenario.run().assert_sound().last_s()
+    };
+    let product = Conduct::product(UploadSlots::Default);
+    for (seeds, conduct, worse) in [(2, product, 1.1), (2, ShowsAll::conduct(), 1.8), (1, ShowsAll::conduct(), 2.0)] {
+        let [rarest, in_order] = [false, true].map(|sequential| last_s(seeds, &conduct, sequential));
+        assert!(in_order > worse * rarest, "{seeds} seeds: {rarest} s, {in_order} s in file order");
+    }
 }
