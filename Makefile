@@ -1,6 +1,7 @@
 # make run      builds peerd and starts it here with a tracker of its own; share by putting files into upload/
 # make test     installs what is missing (as root) and passes every test
 # make story    the story of README.md at full size
+# make soak     a thousand crashes of the daemons on a failing disk; PEERD_SEED=n repeats one
 # make bench    what it costs, measured
 # make install  PREFIX=/usr/local DESTDIR=
 
@@ -9,7 +10,7 @@ DESTDIR ?=
 CARGO ?= cargo
 export CARGO
 
-.PHONY: run test story bench install
+.PHONY: run test story soak bench install
 
 run:
 	$(CARGO) build --bins
@@ -20,6 +21,9 @@ test:
 
 story:
 	PEERD_STORY=full scripts/test.sh story::the_story --nocapture
+
+soak:
+	PEERD_SOAK=$${PEERD_SOAK:-800} scripts/test.sh disk::crash --nocapture --test-threads 1
 
 bench:
 	$(CARGO) build --release --bins

@@ -1,7 +1,9 @@
 //! Every integration test, one binary.
 
 mod bad_input;
+mod disk;
 mod interop;
+mod reliability;
 mod resume;
 mod story;
 mod support;

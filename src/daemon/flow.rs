@@ -69,7 +69,7 @@ impl Torrent {
         piece: PieceIndex,
         done: Result<Done, StorageError>,
     ) {
-        let mut next = None;
+        let (mut next, mut written) = (None, None);
         let mut given = Vec::new();
         let done = match done {
             Ok(done) => done,
@@ -99,11 +99,15 @@ impl Torrent {
                     let bytes = u64::from(self.summary.layout.piece_len(piece));
                     core.commits.add(self, active, piece, bytes);
                     given = inner.swarm.piece_verified(piece);
+                    written = Some(piece);
                 }
             }
         }
         if let Some(work) = next {
             self.start_disk_work(core, active, work);
+        }
+        if let Some(piece) = written {
+            core.journal.add(self.key(), piece);
         }
         self.thank(core, &given);
         self.pass_effects(core, active);
