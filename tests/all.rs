@@ -2,11 +2,13 @@
 
 mod bad_input;
 mod bans;
+mod disk;
 mod fuzz;
 mod interop;
 mod limits;
 mod neighbours;
 mod preferred;
+mod reliability;
 mod resume;
 mod story;
 mod support;

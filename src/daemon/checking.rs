@@ -127,6 +127,7 @@ impl Core {
 /// Takes what a check found as what we have.
 async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Result<(), ActivateError> {
     core.deactivate(torrent, true).await;
+    torrent.take_suspect();
     let complete = torrent.with_status(|status| status.complete);
     if complete {
         core.note_stats(torrent).await;
@@ -165,7 +166,13 @@ async fn check_data(core: &Arc<Core>, torrent: &Arc<Torrent>) -> Result<Bitfield
         let layout = active.meta.layout();
         let pieces: Vec<PieceIndex> = layout.pieces().collect();
         let check_of = |piece: PieceIndex| active.meta.piece_check(piece);
-        check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)
+        let checked = check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)?;
+        // What was read may be in memory alone, and will be recorded as had.
+        for piece in checked.good.iter_set(layout) {
+            active.storage.touch(layout.piece_start(piece), u64::from(layout.piece_len(piece)))?;
+        }
+        active.storage.take_touched().sync()?;
+        Ok(checked)
     });
     let checked = checked.await.unwrap_or_else(|error| Err(StorageError::Root(std::io::Error::other(error))))?;
     if checked.cancelled { Err(CheckDataError::Cancelled) } else { Ok(checked.good) }

@@ -15,10 +15,12 @@ use super::announcing::Announcer;
 use super::banning::Bouncer;
 use super::commit::CommitQueue;
 use super::disk::assembly::Assembly;
+use super::disk::check;
 use super::disk::fs::{FileStat, FileSystem};
 use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
 use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
+use super::journal::Journal;
 use super::ledger::Ledger;
 use super::limits::Limits;
 use super::neighbours;
@@ -42,7 +44,7 @@ use crate::swarm::neighbours::Neighbours;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::id::{InfoHash, PeerId};
-use crate::wire::layout::MAX_BLOCK_BYTES;
+use crate::wire::layout::{MAX_BLOCK_BYTES, PieceIndex};
 use crate::wire::metainfo::{FileEntry, Metainfo, MetainfoError};
 use crate::wire::name::{NameError, RelPath};
 
@@ -72,6 +74,7 @@ pub struct Core {
     pub listening: Vec<SocketAddr>,
     pub session_permits: Arc<Semaphore>,
     pub commits: CommitQueue,
+    pub journal: Journal,
     pub ledger: Ledger,
     pub limits: Limits,
     pub announcer: Announcer,
@@ -116,6 +119,7 @@ pub struct Parts {
     pub segments: Arc<SegmentLog>,
     pub files: Arc<dyn FileSystem>,
     pub identity: Signer,
+    pub journal: Journal,
     pub listening: Vec<SocketAddr>,
     pub ledger: Ledger,
     pub shares: Shares,
@@ -187,6 +191,7 @@ impl Core {
             listening: parts.listening,
             session_permits: Arc::new(Semaphore::new(MAX_SESSIONS)),
             commits: CommitQueue::default(),
+            journal: parts.journal,
             ledger: parts.ledger,
             shares: parts.shares,
             bouncer: Bouncer::default(),
@@ -323,11 +328,15 @@ impl Core {
         }
         let core = self.clone();
         let of = torrent.clone();
-        let active = tokio::task::spawn_blocking(move || core.make_active(&of))
+        let (active, regained) = tokio::task::spawn_blocking(move || core.make_active(&of))
             .await
             .map_err(|_| ActivateError::Store(StoreError::Closed))??;
         let active = Arc::new(active);
         torrent.set_active(active.clone());
+        for piece in regained {
+            self.commits.add(torrent, &active, piece, u64::from(torrent.summary.layout.piece_len(piece)));
+            self.commits.hurry();
+        }
         self.live().insert(torrent.key(), torrent.clone());
         Ok(active)
     }
@@ -341,16 +350,22 @@ impl Core {
         }
     }
 
-    fn make_active(&self, torrent: &Torrent) -> Result<Active, ActivateError> {
+    /// The active half, and pieces of an earlier run that are had and still to be committed.
+    fn make_active(&self, torrent: &Torrent) -> Result<(Active, Vec<PieceIndex>), ActivateError> {
         let meta = Metainfo::parse(&self.segments.read(torrent.summary.position)?)?;
         let layout = meta.layout();
         let status = torrent.status();
         let storage = self.open_storage(&meta, &status)?;
-        let have = if status.complete {
+        let committed = if status.complete {
             Bitfield::full(layout.piece_count())
         } else {
             self.load_bitfield(torrent, &meta, &storage)?
         };
+        let regained = if status.complete { Vec::new() } else { self.regain(torrent, &meta, &storage, &committed) };
+        let mut have = committed.clone();
+        for piece in &regained {
+            have.set(*piece);
+        }
         let config = SwarmConfig {
             max_block_bytes: MAX_BLOCK_BYTES,
             window_max_bytes: WINDOW_MAX_BYTES,
@@ -363,16 +378,36 @@ impl Core {
         }
         let remembered = neighbours::recall(self, torrent, &mut book)?;
         let inner = Inner {
-            swarm: Swarm::new(config, layout, have.clone(), self.random_u64()),
+            swarm: Swarm::new(config, layout, have, self.random_u64()),
             assembly: Assembly::new(layout),
             book,
             neighbours: Neighbours::default(),
             remembered,
             sessions: HashMap::new(),
-            committed: have,
+            committed,
             retired: false,
         };
-        Ok(Active::new(meta, storage, inner))
+        Ok((Active::new(meta, storage, inner), regained))
+    }
+
+    /// Pieces that an earlier run wrote and could not commit, and that are right as they lie.
+    fn regain(&self, torrent: &Torrent, meta: &Metainfo, storage: &Storage, committed: &Bitfield) -> Vec<PieceIndex> {
+        let (key, layout) = (torrent.key(), meta.layout());
+        let mut left = self.journal.take_left(key, layout);
+        left.retain(|piece| !committed.get(*piece));
+        let named = left.len();
+        left.retain(|&piece| {
+            let (start, len) = (layout.piece_start(piece), u64::from(layout.piece_len(piece)));
+            let right = check::check_piece(storage, layout, piece, &meta.piece_check(piece));
+            right.is_ok_and(|right| right) && storage.touch(start, len).is_ok()
+        });
+        for piece in &left {
+            self.journal.add(key, *piece);
+        }
+        if named > 0 {
+            tracing::info!(torrent = %torrent.summary.name, named, kept = left.len(), "pieces written before an unclean stop");
+        }
+        left
     }
 
     /// Opens the files of a torrent where its status says that they lie.

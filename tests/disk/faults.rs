@@ -1,0 +1,144 @@
+//! Single faults of the disk below a real peerd, and what it makes of them.
+
+use std::path::Path;
+
+use serde_json::Value;
+
+use super::victim::{Victim, crash, look};
+use crate::support::content::{MIB, Noise, drop_in};
+use crate::support::disk::{Call, Disk, EIO, ENOSPC, Leaves, Moment, Rule};
+use crate::support::net::Net;
+use crate::support::peer::{Peer, Tracker};
+use crate::support::{folder, gate, secs, wait_for, wait_until};
+
+const NAME: &str = "film.bin";
+const LEN: u64 = 24 * MIB;
+
+/// A tracker and a seeder of one file on one host, and a victim on another.
+struct Scene {
+    seeder: Peer,
+    victim: Victim,
+    _tracker: Tracker,
+    _net: Net,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    #[track_caller]
+    fn new() -> Scene {
+        let folder = folder();
+        let net = Net::new(2);
+        let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
+        let seeder = Peer::start(&net.hosts[0], folder.path(), "S", &tracker);
+        drop_in(&seeder.upload(), NAME, 1, LEN);
+        tracker.wait_hit(NAME, secs(60));
+        let victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
+        Scene { seeder, victim, _tracker: tracker, _net: net, folder }
+    }
+
+    fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    fn disk(&self) -> &Disk {
+        &self.victim.disk
+    }
+
+    #[track_caller]
+    fn assert_whole(&self) {
+        let mut expected = Vec::new();
+        std::io::copy(&mut Noise::new(1, LEN), &mut expected).expect("noise");
+        assert!(self.disk().read(&format!("downloads/{NAME}")) == Some(expected), "{NAME} is not what it should be");
+    }
+}
+
+#[test]
+fn pieces_that_were_written_and_not_committed_are_kept_after_kill_9() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.disk().cut_at(Moment::Byte(16 * MIB));
+    let _get = scene.victim.order(&["get", "--detach", NAME]);
+    assert!(scene.disk().wait_cut(secs(30)));
+    crash(scene.disk(), &mut process, Leaves::Everything);
+    let found = look(scene.disk(), scene.folder(), "after the kill").remove(0);
+    assert_eq!(found.name, NAME);
+    assert!(found.right > found.recorded, "the kill came between a commit and the next piece");
+    // What is had from now on comes from this disk alone.
+    scene.seeder.process.kill9();
+    let _process = scene.victim.start();
+    // Some were written and not yet named when the kill came.
+    let least = u64::from(found.right) * found.piece_bytes * 3 / 4;
+    let row = wait_for(secs(30), "the written pieces to count as had", || {
+        scene.victim.list().into_iter().find(|row| row["have_bytes"].as_u64().is_some_and(|had| had >= least))
+    });
+    println!("{} of {} right pieces had been recorded; kept: {}", found.recorded, found.right, row["have_bytes"]);
+}
+
+#[test]
+fn what_could_not_be_synced_is_fetched_again() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.disk().order(Rule::nth(Call::Sync, "downloads", 0, EIO));
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_success();
+    let row = scene.victim.wait_state(NAME, "error", secs(60));
+    let shown = scene.victim.ctl(&["list"]).expect_success().text();
+    assert!(shown.contains("peerctl resume"), "{row}\n{shown}");
+    assert_eq!(look(scene.disk(), scene.folder(), "after the failed sync")[0].recorded, 0);
+    scene.victim.ctl(&["resume", NAME]).expect_success();
+    scene.victim.wait_state(NAME, "seeding", secs(120));
+    crash(scene.disk(), &mut process, Leaves::Nothing);
+    look(scene.disk(), scene.folder(), "after the power cut");
+    scene.assert_whole();
+}
+
+#[test]
+fn a_download_waits_for_room_on_a_full_disk_and_goes_on_by_itself() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let _process = scene.victim.start();
+    scene.disk().order(Rule { after: 3, ..Rule::all(Call::Write, "downloads", ENOSPC) });
+    scene.disk().set_free_bytes(0);
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_code(1);
+    scene.disk().set_free_bytes(1 << 40);
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_success();
+    scene.disk().set_free_bytes(0);
+    scene.victim.wait_state(NAME, "error", secs(60));
+    let shown = scene.victim.ctl(&["list"]).expect_success().text();
+    assert!(shown.contains("goes on by itself"), "{shown}");
+    scene.disk().heal();
+    scene.victim.wait_state(NAME, "seeding", secs(120));
+    scene.assert_whole();
+}
+
+#[test]
+fn a_damaged_database_is_put_aside_and_nothing_of_it_is_missed() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.victim.ctl(&["get", "--quiet", NAME]).expect_success();
+    let facts = |scene: &Scene| -> (Value, Value) {
+        let ledger: Value = scene.victim.ctl(&["--json", "ledger"]).expect_success().json();
+        (ledger["peers"][0]["received_bytes"].clone(), scene.victim.list()[0]["key"].clone())
+    };
+    let before = facts(&scene);
+    let identity = scene.disk().read("state/identity");
+    process.terminate();
+    assert!(process.wait(secs(60)).success());
+    let bits = scene.disk().read("state/db/db").expect("a database").len() as u64 * 8;
+    // In the head of its first segment, which no open can do without.
+    for bit in [100, bits / 2] {
+        scene.disk().flip("state/db/db", bit % bits);
+    }
+    let _process = scene.victim.start();
+    wait_until(secs(60), "the file to be checked and seeded again", || {
+        scene.victim.list().iter().any(|row| row["name"] == NAME && row["state"] == "seeding")
+    });
+    assert_eq!(facts(&scene), before);
+    assert_eq!(scene.disk().read("state/identity"), identity);
+    let status = scene.victim.ctl(&["status"]).expect_success().text();
+    assert!(status.contains("the database was damaged"), "{status}");
+    assert!(!scene.disk().files("state/db.damaged-1").is_empty(), "the damaged database was kept");
+    scene.assert_whole();
+}
