@@ -6,6 +6,8 @@
 //! - `flush_async` can deadlock: not used. `flush` can hang on a full disk: the writer limits the wait.
 //! - A start that was killed leaves `snap.*.generating`, which makes every later open fail: removed first.
 //! - Batches are held in memory: at most [`super::ATOMIC_KEYS`] keys each.
+//! - It never syncs `conf`, and does not open with a part of it: made anew then, for it is always the same.
+//! - As it opens it syncs where pages lie and not the log that they lie in: that is synced first.
 //! - Its lock is taken late and says little: ours is taken first and holds the owner's process id.
 //! - Damage shows when it is read, as an error or a panic, or not at all when the log merely ends early: every open reads
 //!   every row, and compares the generation of the last dump. What is damaged is moved aside, never deleted, and the rows
@@ -44,6 +46,9 @@ const CLEAN_EVERY_MS: u64 = 1_000;
 /// The last dump, in the database's folder; whoever moves that away begins anew.
 const DUMP_FILE: &str = "dump";
 const LOCK_FILE: &str = "lock";
+/// sled's own log. A process that was killed leaves its end in memory alone, and sled writes down, and syncs, where its pages
+/// lie as it opens: they must not outlive the log, so it is synced first.
+const LOG_FILE: &str = "db";
 /// Of folders that whoever opens the store has not made himself.
 const DIR_MODE: u32 = 0o777;
 /// sled's threads may hold the file for a moment after a store was dropped in the same process.
@@ -120,8 +125,10 @@ impl SledStore {
         make_dirs(dir, DIR_MODE).map_err(in_dir)?;
         let lock = take_lock_of_the_living(dir)?;
         remove_half_made_snapshots(dir).map_err(in_dir)?;
+        remove_torn_conf(dir).map_err(in_dir)?;
+        sync_if_there(&dir.join(LOG_FILE)).map_err(in_dir)?;
         let (db, restored) = open_or_restore(dir)?;
-        let barrier_file = File::open(dir.join("db")).map_err(in_dir)?;
+        let barrier_file = File::open(dir.join(LOG_FILE)).map_err(in_dir)?;
         sync_dirs(dir).map_err(in_dir)?;
 
         let meta = |key| db.get(schema::META.full_key(key)).map_err(|error| sled_error(dir, &error));
@@ -288,6 +295,29 @@ fn remove_half_made_snapshots(dir: &Path) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A power cut or a kill in the first moments of the first open leaves part of `conf`: three lines and a checksum of four
+/// bytes, the same ones for every database of ours. sled writes it again where there is none.
+fn remove_torn_conf(dir: &Path) -> io::Result<()> {
+    let path = dir.join("conf");
+    let is_whole = |bytes: &[u8]| {
+        let lines = bytes.split_last_chunk::<4>().map_or(&[][..], |(lines, _)| lines);
+        lines.ends_with(b"\n") && lines.iter().filter(|byte| **byte == b'\n').count() == 3
+    };
+    match fs::read(&path) {
+        Ok(bytes) if !is_whole(&bytes) => fs::remove_file(&path),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+fn sync_if_there(path: &Path) -> io::Result<()> {
+    match File::open(path) {
+        Ok(file) => file.sync_all(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error),
+    }
 }
 
 /// The database, or what its dump makes of it.

@@ -1,88 +1,108 @@
 //! The store and the segment log on the failing disk.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use peerd::db::segments::SegmentLog;
-use peerd::db::{Batch, SledStore, Store, StoreError, Table};
+use peerd::db::{Batch, SledStore, Store, Table};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use super::child::Keeper;
 use crate::support::disk::{Call, Disk, EIO, ENOSPC, Leaves, Moment, Rule};
 use crate::support::{folder, secs};
 
 const ROWS: Table = Table::new("rows");
 
-fn numbered(from: u32, count: u32) -> Batch {
-    let mut batch = Batch::new();
-    for n in from..from + count {
-        batch.put(ROWS, &n.to_be_bytes(), n.to_be_bytes().repeat(1 + n as usize % 60));
-    }
-    batch
-}
-
-/// The first of the rows `0..count` that is not there as it was written.
-fn first_missing(store: &dyn Store, count: u32) -> Option<u32> {
-    (0..count).find(|n| {
-        let expected = n.to_be_bytes().repeat(1 + *n as usize % 60);
-        store.get(ROWS, &n.to_be_bytes()).unwrap() != Some(expected)
-    })
-}
-
 /// Runs `work` until the power goes at `moment`, then leaves what the cut leaves.
-fn cut_during(disk: &Disk, moment: Moment, leaves: Leaves, work: impl FnOnce(&AtomicBool) + Send) -> bool {
+fn cut_during(disk: &Disk, moment: Moment, leaves: Leaves, work: impl FnOnce(&AtomicBool) + Send) {
     let stop = AtomicBool::new(false);
     disk.cut_at(moment);
-    let reached = std::thread::scope(|scope| {
+    std::thread::scope(|scope| {
         let worker = scope.spawn(|| work(&stop));
-        let reached = loop {
-            if disk.wait_cut(std::time::Duration::from_millis(20)) {
-                break true;
-            }
-            if worker.is_finished() {
-                break false;
-            }
-        };
+        while !disk.wait_cut(Duration::from_millis(20)) && !worker.is_finished() {}
         stop.store(true, Ordering::Relaxed);
         disk.power_off();
-        reached
     });
     disk.power_on(leaves);
-    reached
+}
+
+fn seed() -> (u64, SmallRng) {
+    let seed = std::env::var("PEERD_SEED").ok().and_then(|text| text.parse().ok());
+    let seed = seed.unwrap_or_else(|| getrandom::u64().expect("a seed"));
+    println!("PEERD_SEED={seed}");
+    (seed, SmallRng::seed_from_u64(seed))
+}
+
+fn leaves(rng: &mut SmallRng) -> Leaves {
+    match rng.random_range(0..3) {
+        0 => Leaves::Everything,
+        1 => Leaves::Nothing,
+        _ => Leaves::Some(rng.random()),
+    }
+}
+
+/// Has the store opened and written to until the power goes, and kills its process. Returns how many rows it had
+/// acknowledged, of which there were `from` before.
+fn write_until_cut(
+    disk: &Disk,
+    dir: &Path,
+    from: u32,
+    rng: &mut SmallRng,
+    moment: Moment,
+    leaves: Leaves,
+) -> (u32, bool) {
+    disk.cut_at(moment);
+    let mut keeper = Keeper::start(dir);
+    keeper.tell("open");
+    let mut batches = Vec::new();
+    let mut next = from;
+    for _ in 0..40 {
+        let count = rng.random_range(1..120);
+        keeper.tell(&format!("commit {next} {count}"));
+        next += count;
+        batches.push(next);
+    }
+    keeper.tell("check 0");
+    let mut answers = Vec::new();
+    let reached = loop {
+        if disk.wait_cut(Duration::from_millis(5)) {
+            break true;
+        }
+        answers.extend(keeper.answer(Duration::ZERO));
+        if answers.last().is_some_and(|answer| answer == "whole") {
+            break false;
+        }
+    };
+    keeper.kill();
+    disk.power_off();
+    answers.extend(keeper.reap());
+    disk.power_on(leaves);
+    let acknowledged = answers.iter().filter(|answer| *answer == "done").count();
+    (acknowledged.checked_sub(1).map_or(from, |last| batches[last]), reached)
 }
 
 #[test]
 fn what_was_acknowledged_outlives_every_power_cut() {
     let folder = folder();
-    let seed = getrandom::u64().expect("a seed");
-    println!("seed {seed}");
-    let mut rng = SmallRng::seed_from_u64(seed);
+    let (seed, mut rng) = seed();
     let mut reached = 0;
     for round in 0..6 {
         let disk = Disk::mount(&folder.path().join(format!("disk{round}")));
-        let at = disk.path().join("state/db");
+        let dir = disk.path().join("state/db");
         let mut acknowledged = 0;
         for cut in 0..5 {
-            let calls = rng.random_range(0..if cut == 0 { 12 } else { 60 });
-            let leaves = if rng.random() { Leaves::Nothing } else { Leaves::Some(rng.random()) };
-            let sizes: Vec<u32> = (0..200).map(|_| rng.random_range(1..120)).collect();
-            let acked = &mut acknowledged;
-            let (from, at) = (*acked, &at);
-            reached += u32::from(cut_during(&disk, Moment::Call(calls), leaves, move |stop| {
-                let Ok(store) = SledStore::open(at) else { return };
-                assert_eq!(first_missing(&store, from), None, "seed {seed}, round {round}, cut {cut}");
-                for size in sizes {
-                    if stop.load(Ordering::Relaxed) || store.commit(numbered(*acked, size)).is_err() {
-                        break;
-                    }
-                    *acked += size;
-                }
-            }));
+            let moment = Moment::Call(rng.random_range(0..if cut == 0 { 12 } else { 60 }));
+            let leaves = leaves(&mut rng);
+            let (after, hit) = write_until_cut(&disk, &dir, acknowledged, &mut rng, moment, leaves);
+            acknowledged = after;
+            reached += u32::from(hit);
+            let mut keeper = Keeper::start(&dir);
+            let what = format!("seed {seed}, round {round}, cut {cut} {moment:?} {leaves:?}");
+            assert_eq!(keeper.ask("open"), "open", "{what}");
+            assert_eq!(keeper.ask(&format!("check {acknowledged}")), "whole", "{what}");
         }
-        let store = SledStore::open(&at).unwrap_or_else(|error| panic!("seed {seed}, round {round}: {error}"));
-        assert_eq!(first_missing(&store, acknowledged), None, "seed {seed}, round {round}");
-        drop(store);
     }
     assert!(reached >= 24, "{reached} of 30 cuts came while it was written");
 }
@@ -91,48 +111,30 @@ fn what_was_acknowledged_outlives_every_power_cut() {
 #[test]
 fn without_our_barrier_acknowledged_rows_are_lost() {
     let folder = folder();
-    let lost = |barrier: bool| {
-        let disk = Disk::mount(&folder.path().join(if barrier { "with" } else { "without" }));
+    let after_a_cut = |order: &str| {
+        let disk = Disk::mount(&folder.path().join(order));
         let dir = disk.path().join("state/db");
-        {
-            let store = SledStore::open(&dir).unwrap();
-            store.close().unwrap();
+        let mut keeper = Keeper::open(&dir);
+        keeper.expect("close", "done");
+        if order != "bare 50" {
+            keeper.expect("open", "open");
         }
-        let cut_after = |write: &dyn Fn()| {
-            write();
-            disk.cut();
-            assert!(disk.wait_cut(secs(1)));
-            disk.power_off();
-        };
-        if barrier {
-            let store = SledStore::open(&dir).unwrap();
-            cut_after(&|| store.commit(numbered(0, 50)).unwrap());
-        } else {
-            // The flusher's own rhythm is kept out of it: it syncs, but half a second after it said that it had.
-            let db = sled::Config::new().path(&dir).flush_every_ms(Some(60_000)).open().unwrap();
-            cut_after(&|| {
-                for n in 0..50u32 {
-                    db.insert([&b"rows\0"[..], &n.to_be_bytes()].concat(), n.to_be_bytes().repeat(1 + n as usize))
-                        .unwrap();
-                }
-                db.flush().unwrap();
-            });
-            // Its last sync fails, at which it panics.
-            drop(std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(db))));
-        }
+        keeper.expect(order, "done");
+        disk.cut();
+        keeper.kill();
+        disk.power_off();
+        drop(keeper);
         disk.power_on(Leaves::Nothing);
-        first_missing(&SledStore::open(&dir).unwrap(), 50)
+        Keeper::open(&dir).ask("check 50")
     };
-    assert_eq!(lost(true), None);
-    assert!(lost(false).is_some(), "sled's flush alone kept everything: the failing disk does not bite");
+    assert_eq!(after_a_cut("commit 0 50"), "whole");
+    assert_ne!(after_a_cut("bare 50"), "whole", "sled's flush alone kept everything: the failing disk does not bite");
 }
 
 #[test]
 fn an_appended_torrent_that_was_synced_outlives_every_power_cut() {
     let folder = folder();
-    let seed = getrandom::u64().expect("a seed");
-    println!("seed {seed}");
-    let mut rng = SmallRng::seed_from_u64(seed);
+    let (seed, mut rng) = seed();
     let disk = Disk::mount(&folder.path().join("disk"));
     let dir = disk.path().join("state/torrents");
     let mut synced = Vec::new();
@@ -165,56 +167,56 @@ fn an_appended_torrent_that_was_synced_outlives_every_power_cut() {
 #[test]
 fn a_full_or_failing_disk_is_said_at_once_and_what_was_acknowledged_stays() {
     for (call, fault) in [(Call::Write, ENOSPC), (Call::Write, EIO), (Call::Sync, EIO)] {
+        let what = format!("{call:?} {fault:?}");
         let folder = folder();
         let disk = Disk::mount(&folder.path().join("disk"));
         let dir = disk.path().join("db");
-        let store = SledStore::open(&dir).unwrap();
-        store.commit(numbered(0, 100)).unwrap();
+        let mut keeper = Keeper::open(&dir);
+        keeper.expect("commit 0 100", "done");
         disk.order(Rule::all(call, "db", fault));
         let begun = Instant::now();
-        let refused = store.commit(numbered(100, 100));
-        assert!(matches!(refused, Err(StoreError::Failed(_))), "{call:?} {fault:?}: {refused:?}");
-        assert!(begun.elapsed() < secs(10), "{call:?} {fault:?} took {:?}", begun.elapsed());
-        let read = store.get(ROWS, &7_u32.to_be_bytes());
-        assert!(read.is_err() || read.is_ok_and(|row| row.is_some()), "{call:?} {fault:?}: a row is said not to be");
+        let refused = keeper.ask("commit 100 100");
+        // It fails, or hangs in the database, which is found out after 30 s.
+        assert!(refused.starts_with("failed: "), "{what}: {refused}");
+        assert!(begun.elapsed() < secs(40), "{what} took {:?}", begun.elapsed());
+        assert_ne!(keeper.ask("has 7"), "false", "{what}: a row is said not to be");
         disk.heal();
-        assert!(store.commit(numbered(100, 100)).is_err(), "what was refused once is not promised again");
-        drop(store);
-        let store = SledStore::open(&dir).unwrap();
-        assert_eq!(first_missing(&store, 100), None, "{call:?} {fault:?}");
-        store.commit(numbered(100, 100)).unwrap();
+        let refused = keeper.ask("commit 100 100");
+        assert!(refused.starts_with("failed: "), "{what}: what was refused once is promised again");
+        keeper.reap();
+        let mut keeper = Keeper::open(&dir);
+        assert_eq!(keeper.ask("check 100"), "whole", "{what}");
+        keeper.expect("commit 100 100", "done");
     }
 }
 
 #[test]
 fn after_a_flipped_bit_every_row_is_there_from_the_database_or_from_its_dump() {
     let folder = folder();
-    let seed = getrandom::u64().expect("a seed");
-    println!("seed {seed}");
-    let mut rng = SmallRng::seed_from_u64(seed);
+    let (seed, mut rng) = seed();
     let disk = Disk::mount(&folder.path().join("disk"));
     let dir = disk.path().join("state/db");
-    let (rows, mut restored) = (600, 0);
-    let store = SledStore::open(&dir).unwrap();
-    store.commit(numbered(0, rows)).unwrap();
-    store.dump().unwrap();
-    store.close().unwrap();
-    drop(store);
+    let mut keeper = Keeper::open(&dir);
+    for order in ["commit 0 600", "dump", "close"] {
+        keeper.expect(order, "done");
+    }
+    drop(keeper);
+    let mut restored = 0;
     for flip in 0..25 {
-        let bits = disk.read("state/db/db").unwrap().len() as u64 * 8;
+        let bits = disk.read("state/db/db").expect("a database").len() as u64 * 8;
         let bit = rng.random_range(0..bits);
         disk.flip("state/db/db", bit);
-        let store = SledStore::open(&dir).unwrap_or_else(|error| panic!("seed {seed}, flip {flip}: {error}"));
-        let missing = first_missing(&store, rows);
-        assert_eq!(missing, None, "seed {seed}, flip {flip} of bit {bit}, {:?}", store.restored());
-        if let Some(done) = store.restored() {
-            restored += 1;
-            assert!(done.rows >= u64::from(rows) && done.aside.is_dir(), "seed {seed}: {done:?}");
+        let mut keeper = Keeper::start(&dir);
+        let opened = keeper.ask("open");
+        assert!(opened.starts_with("open"), "seed {seed}, flip {flip}: {opened}");
+        assert_eq!(keeper.ask("check 600"), "whole", "seed {seed}, flip {flip} of bit {bit}: {opened}");
+        restored += u32::from(opened != "open");
+        for order in ["dump", "close"] {
+            keeper.expect(order, "done");
         }
-        store.dump().unwrap();
-        store.close().unwrap();
     }
     assert!(restored > 0, "seed {seed}: no flip of 25 was met");
+    assert!(!disk.files("state/db.damaged-1").is_empty(), "a damaged database was not kept");
 }
 
 #[test]
@@ -222,22 +224,19 @@ fn a_database_that_has_lost_its_end_is_known_by_its_dump() {
     let folder = folder();
     let dir = folder.path().join("db");
     let copy = folder.path().join("old");
-    let open = || SledStore::open(&dir).unwrap();
-    let store = open();
-    store.commit(numbered(0, 10)).unwrap();
-    store.dump().unwrap();
-    store.close().unwrap();
-    drop(store);
-    std::fs::copy(dir.join("db"), &copy).unwrap();
-    let store = open();
-    store.commit(numbered(10, 100)).unwrap();
-    store.dump().unwrap();
-    store.close().unwrap();
-    drop(store);
-    std::fs::copy(&copy, dir.join("db")).unwrap();
-    let store = open();
-    assert!(store.restored().is_some());
-    assert_eq!(first_missing(&store, 110), None);
+    let write = |order: &str| {
+        let mut keeper = Keeper::open(&dir);
+        for order in [order, "dump", "close"] {
+            keeper.expect(order, "done");
+        }
+    };
+    write("commit 0 10");
+    std::fs::copy(dir.join("db"), &copy).expect("a copy");
+    write("commit 10 100");
+    std::fs::copy(&copy, dir.join("db")).expect("a copy");
+    let mut keeper = Keeper::start(&dir);
+    assert!(keeper.ask("open").starts_with("open, restored"));
+    keeper.expect("check 110", "whole");
 }
 
 #[test]

@@ -11,6 +11,7 @@ pub use rules::{Call, EIO, ENOSPC, Fault, Moment, Rule};
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -29,7 +30,16 @@ pub struct Disk {
     shared: Arc<Shared>,
     mount: PathBuf,
     _session: BackgroundSession,
+    watch: Child,
 }
+
+/// Takes the disk away from a test process that has been killed. What such a process still asks of a disk that it was
+/// itself would never be answered, and it would never be gone.
+const WATCH: &str = r#"
+while read -r stat <"/proc/$1/stat" && [ "${stat#*) Z}" = "$stat" ]; do sleep 1; done 2>/dev/null
+umount --force "$2" 2>/dev/null
+umount --lazy "$2" 2>/dev/null
+"#;
 
 struct Shared {
     state: Mutex<State>,
@@ -89,7 +99,10 @@ impl Disk {
         config.mount_options = vec![MountOption::FSName("failing".into())];
         let session = fuser::spawn_mount(front::Front(shared.clone()), mount, &config)
             .unwrap_or_else(|error| panic!("the failing disk could not be mounted at {}: {error}", mount.display()));
-        Disk { shared, mount: mount.to_path_buf(), _session: session }
+        let mut watch = Command::new("sh");
+        watch.args(["-c", WATCH, "sh", &std::process::id().to_string()]).arg(mount);
+        let watch = watch.stdin(Stdio::null()).spawn().expect("start sh");
+        Disk { shared, mount: mount.to_path_buf(), _session: session, watch }
     }
 
     pub fn path(&self) -> &Path {
@@ -226,7 +239,9 @@ impl Drop for Disk {
     fn drop(&mut self) {
         self.power_off();
         // Lazily: a thread that has a file open still, on its way to its end, must not keep the mount.
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.mount).status();
+        let _ = Command::new("umount").arg("--lazy").arg(&self.mount).status();
+        let _ = self.watch.kill();
+        let _ = self.watch.wait();
     }
 }
 
