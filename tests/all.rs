@@ -3,7 +3,9 @@
 mod bad_input;
 mod bans;
 mod disk;
+mod faults;
 mod fuzz;
+mod hostile;
 mod interop;
 mod limits;
 mod neighbours;

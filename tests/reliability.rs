@@ -85,11 +85,12 @@ fn every_row_has_a_test_that_exists_or_a_reason() {
 }
 
 #[test]
-fn every_test_of_the_failing_disk_stands_in_the_page() {
+fn every_test_of_a_fault_stands_in_the_page() {
     let page = fs::read_to_string(root().join(PAGE)).expect(PAGE);
     let named = named(&page);
     let about_the_disk_itself = |name: &str| name.starts_with("disk::model::") || name.starts_with("disk::child::");
-    for name in tests().iter().filter(|name| name.starts_with("disk::") && !about_the_disk_itself(name)) {
+    let of_a_fault = |name: &&String| ["disk::", "faults::", "hostile::"].iter().any(|module| name.starts_with(module));
+    for name in tests().iter().filter(of_a_fault).filter(|name| !about_the_disk_itself(name)) {
         assert!(named.contains(name), "{PAGE} does not name {name}");
     }
 }

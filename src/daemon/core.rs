@@ -14,6 +14,7 @@ use tokio::sync::{Notify, Semaphore};
 use super::announcing::Announcer;
 use super::banning::Bouncer;
 use super::commit::CommitQueue;
+use super::descriptors;
 use super::disk::assembly::Assembly;
 use super::disk::check;
 use super::disk::fs::{FileStat, FileSystem};
@@ -23,6 +24,7 @@ use super::identity::Signer;
 use super::journal::Journal;
 use super::ledger::Ledger;
 use super::limits::Limits;
+use super::missing::Gone;
 use super::neighbours;
 use super::options::Options;
 use super::publishing::Publisher;
@@ -46,14 +48,10 @@ use crate::wire::bitfield::Bitfield;
 use crate::wire::id::{InfoHash, PeerId};
 use crate::wire::layout::{MAX_BLOCK_BYTES, PieceIndex};
 use crate::wire::metainfo::{FileEntry, Metainfo, MetainfoError};
-use crate::wire::name::{NameError, RelPath};
+use crate::wire::name::{FileName, NameError, RelPath};
 
-/// design.md section 6: sessions over all torrents. (libtorrent's default too.)
-pub const MAX_SESSIONS: usize = 200;
 /// design.md section 6: sessions of one torrent.
 pub const MAX_SESSIONS_PER_TORRENT: usize = 50;
-/// Open files that hold data; others of the process's descriptors go to sessions and the store.
-const OPEN_FILES: usize = 512;
 /// Warnings kept for `peerctl status`.
 const MAX_WARNINGS: usize = 20;
 /// A request window's bound per peer: 1 Gbit/s over 40 ms of round trip is 5 MB in flight.
@@ -73,6 +71,7 @@ pub struct Core {
     /// What we listen on; the first port of it is the one we announce.
     pub listening: Vec<SocketAddr>,
     pub session_permits: Arc<Semaphore>,
+    pub shares_of_descriptors: descriptors::Shares,
     pub commits: CommitQueue,
     pub journal: Journal,
     pub ledger: Ledger,
@@ -146,6 +145,8 @@ pub enum ActivateError {
     Storage(#[from] StorageError),
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Gone(#[from] Gone),
 }
 
 impl Core {
@@ -159,7 +160,9 @@ impl Core {
         let further = parts.options.further_trackers.iter().filter_map(|url| TrackerUrl::parse(url).ok());
         let slots = parts.options.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
         let further_trackers = further.filter(|url| !url.names(&parts.tracker)).map(Arc::new).collect();
+        let shares_of_descriptors = descriptors::Shares::of_this_process();
         Ok(Core {
+            shares_of_descriptors,
             catalogue: Catalogue::new(trackers.clone(), parts.tracker.clone(), parts.clock.clone()),
             trackers,
             our_tracker: Arc::new(TrackerUrl::Ours(parts.tracker.clone())),
@@ -183,13 +186,13 @@ impl Core {
             store: parts.store,
             segments: parts.segments,
             files: parts.files,
-            descriptors: Arc::new(FdCache::new(OPEN_FILES)),
+            descriptors: Arc::new(FdCache::new(shares_of_descriptors.files)),
             pool: BufferPool::new(DEFAULT_BUDGET_BYTES),
             tasks: Tasks::new(),
             identity: parts.identity,
             peer_id: PeerId::ours(bytes),
             listening: parts.listening,
-            session_permits: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            session_permits: Arc::new(Semaphore::new(shares_of_descriptors.sessions)),
             commits: CommitQueue::default(),
             journal: parts.journal,
             ledger: parts.ledger,
@@ -432,7 +435,7 @@ impl Core {
             }
             Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
             Origin::Download { .. } => {
-                let (part, whole) = part_and_whole(meta)?;
+                let (part, whole) = part_and_whole(meta.info_hash(), meta.name())?;
                 Ok(Storage::recover(root, files, part, whole, cache)?)
             }
         }
@@ -475,6 +478,9 @@ impl Core {
             Bitfield::empty(layout.piece_count())
         });
         let before = have.count();
+        if before > 0 {
+            self.expect_data(torrent, &**storage.root())?;
+        }
         clear_what_is_not_there(&mut have, meta, storage);
         if have.count() < before {
             tracing::warn!(torrent = %torrent.summary.name, pieces = before - have.count(), "data that was fetched is not there any more");
@@ -507,7 +513,7 @@ fn clear_what_is_not_there(have: &mut Bitfield, meta: &Metainfo, storage: &Stora
 ///
 /// # Errors
 /// Never for a name that a `.torrent` may have.
-pub fn part_and_whole(meta: &Metainfo) -> Result<(RelPath, RelPath), NameError> {
-    let part = format!(".{}.part", meta.info_hash());
-    Ok((RelPath::parse(part.as_bytes())?, RelPath::from_components([meta.name().as_bytes()])?))
+pub fn part_and_whole(key: InfoHash, name: &FileName) -> Result<(RelPath, RelPath), NameError> {
+    let part = format!(".{key}.part");
+    Ok((RelPath::parse(part.as_bytes())?, RelPath::from_components([name.as_bytes()])?))
 }

@@ -7,6 +7,7 @@ use super::announcing::What as Announce;
 use super::checking::Asked;
 use super::core::{ActivateError, Core, part_and_whole};
 use super::deleting;
+use super::disk::fs::OpenMode;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
 use super::records::{self, OriginRecord, SettingRecord, TorrentRecord};
@@ -97,7 +98,7 @@ impl Core {
             return Ok(known);
         }
         let (core, to) = (self.clone(), folder.clone());
-        let (part, whole) = part_and_whole(&meta)?;
+        let (part, whole) = part_and_whole(meta.info_hash(), meta.name())?;
         let key = meta.info_hash();
         let found = tokio::task::spawn_blocking(move || core.look_into(&to, &part, &whole))
             .await
@@ -149,6 +150,11 @@ impl Core {
             (_, Ok(_)) => Found::Part,
             _ => Found::Nothing,
         };
+        if found == Found::Nothing {
+            // A folder that cannot be written to is said now, and not when the first piece has come.
+            root.open(part, OpenMode::Create)?;
+            root.remove(part)?;
+        }
         Ok(Looked { found, free_bytes: root.free_bytes()? })
     }
 
@@ -174,6 +180,7 @@ impl Core {
                         return;
                     }
                 }
+                Err(ActivateError::Gone(gone)) => return self.wait_for_data(torrent, &gone),
                 Err(error) => {
                     self.fail(torrent, format!("{}: {error}", torrent.summary.name));
                     return;

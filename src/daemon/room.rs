@@ -1,22 +1,23 @@
 //! Downloads and the room on their disk: they stop before they take the last of it, and go on by themselves.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::core::Core;
 use super::disk::storage::StorageError;
 use super::lifecycle::RESERVE_BYTES;
 use super::torrent::{Phase, Torrent};
 
-/// How often is looked whether there is room again: asking costs one system call.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
-
 impl Core {
     /// A download stops before it takes the last of the disk.
     pub async fn keep_reserve(self: &Arc<Self>, torrent: &Arc<Torrent>) {
-        let downloading = torrent.with_status(|status| status.phase == Phase::Downloading);
-        if downloading && free_bytes(self, torrent).await.is_some_and(|free_bytes| free_bytes < RESERVE_BYTES) {
+        if torrent.with_status(|status| status.phase != Phase::Downloading) {
+            return;
+        }
+        let (core, of) = (self.clone(), torrent.clone());
+        let free_bytes = tokio::task::spawn_blocking(move || free_bytes(&core, &of)).await;
+        if matches!(free_bytes, Ok(Ok(free_bytes)) if free_bytes < RESERVE_BYTES) {
             self.no_room(torrent);
         }
     }
@@ -39,32 +40,9 @@ impl Core {
             RESERVE_BYTES >> 20,
             folder(self, torrent).display()
         );
-        if torrent.with_status(|status| matches!(&status.phase, Phase::Error(known) if *known == message)) {
-            return;
-        }
-        self.fail(torrent, message.clone());
-        self.tasks.spawn("wait for room", wait_for_room(self.clone(), torrent.clone(), message));
-    }
-}
-
-/// Until there is room, or the torrent is in another state than the one with this message.
-async fn wait_for_room(core: Arc<Core>, torrent: Arc<Torrent>, message: String) {
-    let waiting = Phase::Error(message);
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        if torrent.is_removed() || torrent.with_status(|status| status.phase != waiting) {
-            return;
-        }
-        if free_bytes(&core, &torrent).await.is_none_or(|free_bytes| free_bytes < RESERVE_BYTES) {
-            continue;
-        }
-        torrent.update(|status| {
-            if status.phase == waiting {
-                status.phase = Phase::Downloading;
-            }
+        self.fail_until(torrent, message, |core, torrent| {
+            free_bytes(core, torrent).is_ok_and(|free_bytes| free_bytes >= RESERVE_BYTES)
         });
-        tracing::info!(torrent = %torrent.summary.name, "there is room again: it goes on");
-        return core.start(&torrent).await;
     }
 }
 
@@ -72,7 +50,6 @@ fn folder(core: &Core, torrent: &Torrent) -> PathBuf {
     core.folder_of(&torrent.with_status(|status| status.origin.clone()))
 }
 
-async fn free_bytes(core: &Arc<Core>, torrent: &Torrent) -> Option<u64> {
-    let (files, folder) = (core.files.clone(), folder(core, torrent));
-    tokio::task::spawn_blocking(move || files.open_root(&folder)?.free_bytes()).await.ok()?.ok()
+fn free_bytes(core: &Core, torrent: &Torrent) -> io::Result<u64> {
+    core.files.open_root(&folder(core, torrent))?.free_bytes()
 }

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::victim::{Victim, crash, look};
 use crate::support::content::{MIB, Noise, drop_in};
-use crate::support::disk::{Call, Disk, EIO, ENOSPC, Leaves, Moment, Rule};
+use crate::support::disk::{Call, Disk, EIO, ENOSPC, EROFS, Leaves, Moment, Rule};
 use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker};
 use crate::support::{folder, gate, secs, wait_for, wait_until};
@@ -18,8 +18,8 @@ const LEN: u64 = 24 * MIB;
 struct Scene {
     seeder: Peer,
     victim: Victim,
-    _tracker: Tracker,
-    _net: Net,
+    tracker: Tracker,
+    net: Net,
     folder: tempfile::TempDir,
 }
 
@@ -33,7 +33,7 @@ impl Scene {
         drop_in(&seeder.upload(), NAME, 1, LEN);
         tracker.wait_hit(NAME, secs(60));
         let victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
-        Scene { seeder, victim, _tracker: tracker, _net: net, folder }
+        Scene { seeder, victim, tracker, net, folder }
     }
 
     fn folder(&self) -> &Path {
@@ -141,4 +141,83 @@ fn a_damaged_database_is_put_aside_and_nothing_of_it_is_missed() {
     assert!(status.contains("the database was damaged"), "{status}");
     assert!(!scene.disk().files("state/db.damaged-1").is_empty(), "the damaged database was kept");
     scene.assert_whole();
+}
+
+#[test]
+fn a_download_whose_disk_is_not_mounted_waits_for_it_and_fetches_nothing_twice() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.net.hosts[0].shape(Some(60), None);
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_success();
+    let had = wait_for(secs(60), "a part of it", || {
+        scene.victim.list()[0]["have_bytes"].as_u64().filter(|had| *had > LEN / 3)
+    });
+    process.terminate();
+    assert!(process.wait(secs(60)).success());
+    // A mount point without its disk is an empty folder.
+    let (downloads, away) = (scene.disk().path().join("downloads"), scene.disk().path().join("away"));
+    std::fs::rename(&downloads, &away).expect("a rename");
+    std::fs::create_dir(&downloads).expect("a folder");
+    let before = scene.net.hosts[1].carried().received;
+    let _process = scene.victim.start();
+    let row = scene.victim.wait_state(NAME, "error", secs(60));
+    assert!(row["error"].as_str().is_some_and(|error| error.contains("is its disk mounted?")), "{row}");
+    let made = scene.disk().files("downloads");
+    assert!(made.is_empty(), "{made:?}");
+    std::fs::remove_dir(&downloads).expect("an empty folder");
+    std::fs::rename(&away, &downloads).expect("a rename");
+    scene.victim.wait_state(NAME, "seeding", secs(120));
+    let fetched = scene.net.hosts[1].carried().received - before;
+    let most = (LEN - had) * 5 / 4 + 2 * MIB;
+    assert!(fetched < most, "{fetched} bytes came after {had} of {LEN} had been there");
+    scene.assert_whole();
+}
+
+#[test]
+fn a_read_that_fails_is_survived_and_a_file_that_cannot_be_read_is_given_up() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let process = scene.victim.start();
+    for (n, name) in ["once.bin", "ever.bin", "sound.bin"].iter().enumerate() {
+        let beside = scene.disk().path().join(name);
+        let mut file = std::fs::File::create(&beside).expect("create a file");
+        std::io::copy(&mut Noise::new(n as u64, 4 * MIB), &mut file).expect("write a file");
+        std::fs::rename(&beside, scene.disk().path().join("upload").join(name)).expect("move a file in");
+    }
+    for name in ["once.bin", "ever.bin", "sound.bin"] {
+        scene.tracker.wait_hit(name, secs(120));
+    }
+    scene.disk().order(Rule::nth(Call::Read, "upload/once", 3, EIO));
+    scene.disk().order(Rule::all(Call::Read, "upload/ever", EIO));
+    scene.seeder.ctl(&["get", "--detach", "ever.bin"]).expect_success();
+    scene.seeder.fetch("once.bin", secs(120));
+    let row = scene.victim.wait_state("ever.bin", "error", secs(120));
+    assert!(row["error"].as_str().is_some_and(|error| error.contains("ever.bin")), "{row}");
+    scene.seeder.fetch("sound.bin", secs(60));
+    let failures = process.log().lines().filter(|line| line.contains("could not be read")).count();
+    assert!((1..100).contains(&failures), "{failures} reads failed");
+    scene.disk().heal();
+    scene.victim.ctl(&["resume", "ever.bin"]).expect_success();
+    scene.seeder.wait_state("ever.bin", "seeding", secs(120));
+}
+
+#[test]
+fn what_lies_on_a_read_only_disk_is_served_and_nothing_is_fetched_to_it() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let _process = scene.victim.start();
+    let beside = scene.disk().path().join("beside");
+    std::io::copy(&mut Noise::new(7, MIB), &mut std::fs::File::create(&beside).expect("create a file")).expect("write");
+    std::fs::rename(&beside, scene.disk().path().join("upload/fixed.bin")).expect("move a file in");
+    for folder in ["upload", "downloads"] {
+        for call in [Call::Write, Call::Create, Call::Truncate, Call::Rename, Call::Remove] {
+            scene.disk().order(Rule::all(call, folder, EROFS));
+        }
+    }
+    scene.tracker.wait_hit("fixed.bin", secs(120));
+    scene.seeder.fetch("fixed.bin", secs(60));
+    let refused = scene.victim.ctl(&["get", NAME]);
+    refused.expect_refusal(1, &["downloads", "read-only"]);
+    assert_eq!(scene.victim.list().len(), 1, "what cannot be written is not kept");
 }

@@ -140,7 +140,7 @@ fn an_appended_torrent_that_was_synced_outlives_every_power_cut() {
     let mut synced = Vec::new();
     let record = |n: usize| vec![n as u8; 1 + n * 37 % 9_000];
     for cut in 0..20 {
-        let (calls, half): (u64, bool) = (rng.random_range(0..30), rng.random());
+        let (calls, half): (u64, bool) = (rng.random_range(2..40), rng.random());
         let leaves = if rng.random() { Leaves::Nothing } else { Leaves::Some(rng.random()) };
         let (kept, dir) = (&mut synced, &dir);
         cut_during(&disk, Moment::Call(calls), leaves, move |stop| {
@@ -161,7 +161,7 @@ fn an_appended_torrent_that_was_synced_outlives_every_power_cut() {
             assert!(log.read(*position).ok() == Some(record(n)), "seed {seed}, cut {cut}: record {n} is lost");
         }
     }
-    assert!(synced.len() > 30, "{} records", synced.len());
+    assert!(synced.len() > 10, "{} records", synced.len());
 }
 
 #[test]

@@ -7,7 +7,7 @@ mod front;
 mod rules;
 mod tree;
 
-pub use rules::{Call, EIO, ENOSPC, Fault, Moment, Rule};
+pub use rules::{Call, EIO, ENOSPC, EROFS, Fault, Moment, Rule};
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};

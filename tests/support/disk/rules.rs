@@ -36,6 +36,7 @@ pub enum Fault {
 }
 
 pub const EIO: Fault = Fault::Refuse(libc::EIO);
+pub const EROFS: Fault = Fault::Refuse(libc::EROFS);
 pub const ENOSPC: Fault = Fault::Refuse(libc::ENOSPC);
 
 /// Which calls are to fail, and how.
