@@ -86,7 +86,7 @@ fn links_loops_pipes_and_sockets_in_upload_hold_nobody_up_and_are_not_shared() {
     tracker.wait_hit("real.bin", secs(60));
     let names: Vec<_> = peer.list().into_iter().map(|row| row["name"].clone()).collect();
     assert_eq!(names, ["real.bin"]);
-    peer.ctl(&["share", "upload/pipe"]).expect_refusal(1, &["pipe"]);
+    peer.ctl(&["share", "upload/pipe"]).expect_refusal(2, &["pipe"]);
 }
 
 #[test]
