@@ -4,7 +4,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use peerd::db::{Batch, SledStore, Store, StoreError, Table};
@@ -63,10 +63,7 @@ impl Keeper {
 
     /// The next answer, if one comes in time; a dead child gives none.
     pub fn answer(&mut self, within: Duration) -> Option<String> {
-        match self.answers.recv_timeout(within) {
-            Ok(answer) => Some(answer),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        self.answers.recv_timeout(within).ok()
     }
 
     #[track_caller]
