@@ -460,6 +460,14 @@ impl Core {
         }
     }
 
+    /// The pieces of an unfinished torrent that are on record; `None` if that is damaged.
+    pub fn recorded_pieces(&self, torrent: &Torrent) -> Option<Bitfield> {
+        let count = torrent.summary.layout.piece_count();
+        let bytes = count.div_ceil(8) as usize;
+        let kept = chunks::get_chunks(&*self.store, records::BITFIELDS, torrent.key().as_bytes(), bytes).ok()??;
+        Bitfield::from_wire(&kept, count).ok()
+    }
+
     /// What is recorded of an unfinished torrent's pieces, as far as its files can hold them. A damaged record is
     /// nothing to trust: the torrent is marked to be checked.
     fn load_bitfield(&self, torrent: &Torrent, meta: &Metainfo, storage: &Storage) -> Result<Bitfield, ActivateError> {

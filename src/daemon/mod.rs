@@ -232,7 +232,9 @@ impl Daemon {
         // Whoever hashes on a blocking thread would keep the process alive.
         self.core.stopping.store(true, Ordering::Relaxed);
         self.core.torrents().iter().for_each(|torrent| torrent.check.cancel.store(true, Ordering::Relaxed));
-        self.core.announcer.leave(&self.core, FAREWELL).await;
+        if !self.core.announcer.has_left() {
+            self.core.announcer.leave(&self.core, FAREWELL).await;
+        }
         let left = self.core.tasks.stop(STOP_LIMIT).await;
         if left > 0 {
             tracing::warn!(left, "tasks did not end in time");
