@@ -37,14 +37,15 @@ impl WaitingRoom {
 
     /// There is always a place for one more.
     pub fn enter(&self, from: IpAddr) -> Place<'_> {
+        let from = neighbourhood(from);
         let mut waiting = self.lock();
         if waiting.here.len() >= self.places {
-            waiting.displace();
+            waiting.displace_for(from);
         }
         let number = waiting.next;
         waiting.next += 1;
         let (displace, displaced) = oneshot::channel();
-        waiting.here.insert(number, (neighbourhood(from), displace));
+        waiting.here.insert(number, (from, displace));
         Place { room: self, number, displaced }
     }
 
@@ -54,9 +55,9 @@ impl WaitingRoom {
 }
 
 impl Waiting {
-    /// The oldest of those who have most goes; of several such, of those who have been here for longest.
-    fn displace(&mut self) {
-        let mut counts: HashMap<Neighbourhood, usize> = HashMap::new();
+    /// The oldest of those goes who have most places, the newcomer's counted; of several such, whoever is oldest.
+    fn displace_for(&mut self, newcomer: Neighbourhood) {
+        let mut counts: HashMap<Neighbourhood, usize> = HashMap::from([(newcomer, 1)]);
         for (whose, _) in self.here.values() {
             *counts.entry(*whose).or_default() += 1;
         }
