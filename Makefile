@@ -2,6 +2,7 @@
 # make test     installs what is missing (as root) and passes every test
 # make story    the story of README.md at full size
 # make fuzz     every decoder under a coverage-guided fuzzer, 60 s each
+# make soak     a thousand crashes of the daemons on a failing disk; PEERD_SEED=n repeats one
 # make bench    what it costs, measured
 # make install  PREFIX=/usr/local DESTDIR=
 
@@ -10,7 +11,7 @@ DESTDIR ?=
 CARGO ?= cargo
 export CARGO
 
-.PHONY: run test story fuzz bench install
+.PHONY: run test story fuzz soak bench install
 
 run:
 	$(CARGO) build --bins
@@ -24,6 +25,9 @@ story:
 
 fuzz:
 	scripts/fuzz.sh
+
+soak:
+	PEERD_SOAK=$${PEERD_SOAK:-800} scripts/test.sh disk::crash --nocapture --test-threads 1
 
 bench:
 	$(CARGO) build --release --bins

@@ -18,6 +18,7 @@ needed='
     ip iproute2
     mktorrent mktorrent
     mount mount
+    prlimit util-linux
     python3 python3
     rsync rsync
     strace strace

@@ -2,11 +2,15 @@
 
 mod bad_input;
 mod bans;
+mod disk;
+mod faults;
 mod fuzz;
+mod hostile;
 mod interop;
 mod limits;
 mod neighbours;
 mod preferred;
+mod reliability;
 mod resume;
 mod story;
 mod support;

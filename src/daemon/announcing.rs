@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -54,6 +54,7 @@ pub struct Announcer {
     schedule: Mutex<Schedule>,
     /// Counts finished announces.
     finished: watch::Sender<u64>,
+    left: AtomicBool,
 }
 
 impl Announcer {
@@ -66,6 +67,7 @@ impl Announcer {
             wake: Notify::new(),
             schedule: Mutex::new(Schedule::new()),
             finished: watch::Sender::new(0),
+            left: AtomicBool::new(false),
         }
     }
 
@@ -104,6 +106,7 @@ impl Announcer {
         self.wake.notify_one();
         let mut finished = self.finished.subscribe();
         let _ = tokio::time::timeout(within, finished.wait_for(|_| self.schedule().is_idle())).await;
+        self.left.store(true, Ordering::Release);
         let schedule = self.schedule();
         let mut farewell = Farewell::default();
         for (url, torrents, health) in before.into_iter().filter(|(_, torrents, _)| *torrents > 0) {
@@ -119,6 +122,11 @@ impl Announcer {
             }
         }
         farewell
+    }
+
+    /// Whether every tracker has been told that we leave, or has had its time to hear it.
+    pub fn has_left(&self) -> bool {
+        self.left.load(Ordering::Acquire)
     }
 
     /// Every tracker and how it does. Ours is among them before anything was announced there: then it does as its

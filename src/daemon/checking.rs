@@ -39,6 +39,9 @@ impl Core {
         let Origin::Upload { path } = torrent.with_status(|status| status.origin.clone()) else {
             return self.begin_verify(torrent, Asked::ByNobody);
         };
+        if torrent.is_in_trouble_again() {
+            return self.begin_verify(torrent, Asked::ByNobody);
+        }
         // If the file has changed the watcher tells when it has settled, or that it is gone.
         torrent.update(|status| status.phase = Phase::Missing);
         self.disconnect(torrent, "its file has changed");
@@ -53,6 +56,12 @@ impl Core {
 async fn verify(core: Arc<Core>, torrent: Arc<Torrent>, asked: Asked) {
     // Pieces on their way to disk belong to what was: the check begins with nothing under way.
     core.deactivate(&torrent, true).await;
+    if asked == Asked::ByUser {
+        let (of_core, of) = (core.clone(), torrent.clone());
+        if let Ok(Err(error)) = tokio::task::spawn_blocking(move || of_core.give_up_missing(&of)).await {
+            return core.fail(&torrent, format!("{}: {error}", torrent.summary.name));
+        }
+    }
     let checked = check_data(&core, &torrent).await;
     if torrent.is_removed() {
         return;
@@ -61,6 +70,7 @@ async fn verify(core: Arc<Core>, torrent: Arc<Torrent>, asked: Asked) {
     let found = match checked {
         Ok(found) => found,
         Err(CheckDataError::Cancelled) => return,
+        Err(CheckDataError::Activate(ActivateError::Gone(gone))) => return core.wait_for_data(&torrent, &gone),
         Err(error) => return core.fail(&torrent, format!("{} could not be checked: {error}", path.display())),
     };
     let status = torrent.status();
@@ -69,6 +79,12 @@ async fn verify(core: Arc<Core>, torrent: Arc<Torrent>, asked: Asked) {
     let in_place = matches!(status.origin, Origin::InPlace { .. });
     if in_place && !status.complete && !whole {
         return core.clash(&torrent).await;
+    }
+    if status.complete && found.is_empty() && asked == Asked::ByNobody && (fetched || in_place) {
+        let looked = core.activate(&torrent).await.map(|active| core.expect_data(&torrent, &**active.storage.root()));
+        if let Ok(Err(gone)) = looked {
+            return core.wait_for_data(&torrent, &gone);
+        }
     }
     if status.complete && !whole && !(fetched && asked == Asked::ByUser) {
         return core.no_longer_right(&torrent, &found, fetched);
@@ -127,6 +143,7 @@ impl Core {
 /// Takes what a check found as what we have.
 async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Result<(), ActivateError> {
     core.deactivate(torrent, true).await;
+    torrent.take_suspect();
     let complete = torrent.with_status(|status| status.complete);
     if complete {
         core.note_stats(torrent).await;
@@ -142,7 +159,7 @@ async fn adopt(core: &Arc<Core>, torrent: &Arc<Torrent>, found: &Bitfield) -> Re
 /// Turns finished data with holes back into unfinished data; where nothing is left there is nothing to turn.
 async fn reopen_unfinished(core: &Arc<Core>, torrent: &Arc<Torrent>, is_empty: bool) -> Result<(), ActivateError> {
     let active = core.activate(torrent).await?;
-    let (part, whole) = part_and_whole(&active.meta)?;
+    let (part, whole) = part_and_whole(active.meta.info_hash(), active.meta.name())?;
     let folder = core.data_path(torrent);
     let renamed = tokio::task::spawn_blocking(move || {
         let root = active.storage.root();
@@ -165,7 +182,13 @@ async fn check_data(core: &Arc<Core>, torrent: &Arc<Torrent>) -> Result<Bitfield
         let layout = active.meta.layout();
         let pieces: Vec<PieceIndex> = layout.pieces().collect();
         let check_of = |piece: PieceIndex| active.meta.piece_check(piece);
-        check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)
+        let checked = check::check_pieces(&active.storage, layout, &pieces, &check_of, threads, &of.check)?;
+        // What was read may be in memory alone, and will be recorded as had.
+        for piece in checked.good.iter_set(layout) {
+            active.storage.touch(layout.piece_start(piece), u64::from(layout.piece_len(piece)))?;
+        }
+        active.storage.take_touched().sync()?;
+        Ok(checked)
     });
     let checked = checked.await.unwrap_or_else(|error| Err(StorageError::Root(std::io::Error::other(error))))?;
     if checked.cancelled { Err(CheckDataError::Cancelled) } else { Ok(checked.good) }

@@ -1,5 +1,6 @@
 //! The order of writes: data (written and hashed before it comes here) → fdatasync of each touched file → one batch of
-//! bitfields → the store's barrier. A bit is set only for bytes that a power cut cannot take back.
+//! bitfields → the store's barrier. A bit is set only for bytes that a power cut cannot take back. What waits for its commit
+//! is named in the journal ([`super::journal`]).
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -116,7 +117,8 @@ pub async fn run(core: Arc<Core>) {
 }
 
 /// One commit of all that waits.
-pub async fn commit(core: &Arc<Core>) {
+async fn commit(core: &Arc<Core>) {
+    let side = core.journal.turn();
     let taken = core.commits.take();
     if taken.is_empty() {
         return;
@@ -130,7 +132,10 @@ pub async fn commit(core: &Arc<Core>) {
     for (dirty, result) in results.await {
         match result {
             Ok(()) => synced.push(dirty),
-            Err(error) => give_up(core, dirty, &error.to_string()),
+            Err(error) => {
+                give_up(&dirty);
+                core.disk_failed(&dirty.torrent, &error);
+            }
         }
     }
     match record(core, &synced).await {
@@ -140,10 +145,15 @@ pub async fn commit(core: &Arc<Core>) {
         Err(error) => {
             tracing::error!(%error, "progress could not be recorded; downloads stop until the store works again");
             for dirty in synced {
-                give_up(core, dirty, &error.to_string());
+                give_up(&dirty);
+                let name = &dirty.torrent.summary.name;
+                core.fail(&dirty.torrent, format!("what was fetched of {name} could not be recorded: {error}"));
             }
         }
     }
+    let of = core.clone();
+    // It fails only if it panics.
+    let _ = tokio::task::spawn_blocking(move || of.journal.clear(side)).await;
     core.commits.bytes.fetch_sub(bytes, Ordering::AcqRel);
     core.commits.room.notify_waiters();
 }
@@ -216,8 +226,8 @@ async fn committed(core: Arc<Core>, dirty: Dirty) {
 }
 
 /// What could not be synced cannot be trusted, now or by trying again (Linux forgets what it failed to write): the
-/// pieces are missing again, and the user is told.
-fn give_up(core: &Arc<Core>, dirty: Dirty, error: &str) {
+/// pieces are missing again.
+fn give_up(dirty: &Dirty) {
     {
         let mut inner = dirty.active.lock();
         for piece in &dirty.pieces {
@@ -226,5 +236,4 @@ fn give_up(core: &Arc<Core>, dirty: Dirty, error: &str) {
     }
     // Its storage has forgotten what it touched; a new half begins with what was committed before.
     dirty.torrent.let_go(true);
-    core.fail(&dirty.torrent, format!("the disk could not keep {}: {error}", dirty.torrent.summary.name));
 }

@@ -14,13 +14,17 @@ use tokio::sync::{Notify, Semaphore};
 use super::announcing::Announcer;
 use super::banning::Bouncer;
 use super::commit::CommitQueue;
+use super::descriptors;
 use super::disk::assembly::Assembly;
+use super::disk::check;
 use super::disk::fs::{FileStat, FileSystem};
 use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
 use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
 use super::identity::Signer;
+use super::journal::Journal;
 use super::ledger::Ledger;
 use super::limits::Limits;
+use super::missing::Gone;
 use super::neighbours;
 use super::options::Options;
 use super::publishing::Publisher;
@@ -42,16 +46,12 @@ use crate::swarm::neighbours::Neighbours;
 use crate::swarm::{SessionId, Swarm, SwarmConfig};
 use crate::wire::bitfield::Bitfield;
 use crate::wire::id::{InfoHash, PeerId};
-use crate::wire::layout::MAX_BLOCK_BYTES;
+use crate::wire::layout::{MAX_BLOCK_BYTES, PieceIndex};
 use crate::wire::metainfo::{FileEntry, Metainfo, MetainfoError};
-use crate::wire::name::{NameError, RelPath};
+use crate::wire::name::{FileName, NameError, RelPath};
 
-/// design.md section 6: sessions over all torrents. (libtorrent's default too.)
-pub const MAX_SESSIONS: usize = 200;
 /// design.md section 6: sessions of one torrent.
 pub const MAX_SESSIONS_PER_TORRENT: usize = 50;
-/// Open files that hold data; others of the process's descriptors go to sessions and the store.
-const OPEN_FILES: usize = 512;
 /// Warnings kept for `peerctl status`.
 const MAX_WARNINGS: usize = 20;
 /// A request window's bound per peer: 1 Gbit/s over 40 ms of round trip is 5 MB in flight.
@@ -71,7 +71,9 @@ pub struct Core {
     /// What we listen on; the first port of it is the one we announce.
     pub listening: Vec<SocketAddr>,
     pub session_permits: Arc<Semaphore>,
+    pub shares_of_descriptors: descriptors::Shares,
     pub commits: CommitQueue,
+    pub journal: Journal,
     pub ledger: Ledger,
     pub limits: Limits,
     pub announcer: Announcer,
@@ -116,6 +118,7 @@ pub struct Parts {
     pub segments: Arc<SegmentLog>,
     pub files: Arc<dyn FileSystem>,
     pub identity: Signer,
+    pub journal: Journal,
     pub listening: Vec<SocketAddr>,
     pub ledger: Ledger,
     pub shares: Shares,
@@ -142,6 +145,8 @@ pub enum ActivateError {
     Storage(#[from] StorageError),
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
+    #[error("{0}")]
+    Gone(#[from] Gone),
 }
 
 impl Core {
@@ -155,7 +160,9 @@ impl Core {
         let further = parts.options.further_trackers.iter().filter_map(|url| TrackerUrl::parse(url).ok());
         let slots = parts.options.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
         let further_trackers = further.filter(|url| !url.names(&parts.tracker)).map(Arc::new).collect();
+        let shares_of_descriptors = descriptors::Shares::of_this_process();
         Ok(Core {
+            shares_of_descriptors,
             catalogue: Catalogue::new(trackers.clone(), parts.tracker.clone(), parts.clock.clone()),
             trackers,
             our_tracker: Arc::new(TrackerUrl::Ours(parts.tracker.clone())),
@@ -179,14 +186,15 @@ impl Core {
             store: parts.store,
             segments: parts.segments,
             files: parts.files,
-            descriptors: Arc::new(FdCache::new(OPEN_FILES)),
+            descriptors: Arc::new(FdCache::new(shares_of_descriptors.files)),
             pool: BufferPool::new(DEFAULT_BUDGET_BYTES),
             tasks: Tasks::new(),
             identity: parts.identity,
             peer_id: PeerId::ours(bytes),
             listening: parts.listening,
-            session_permits: Arc::new(Semaphore::new(MAX_SESSIONS)),
+            session_permits: Arc::new(Semaphore::new(shares_of_descriptors.sessions)),
             commits: CommitQueue::default(),
+            journal: parts.journal,
             ledger: parts.ledger,
             shares: parts.shares,
             bouncer: Bouncer::default(),
@@ -323,11 +331,15 @@ impl Core {
         }
         let core = self.clone();
         let of = torrent.clone();
-        let active = tokio::task::spawn_blocking(move || core.make_active(&of))
+        let (active, regained) = tokio::task::spawn_blocking(move || core.make_active(&of))
             .await
             .map_err(|_| ActivateError::Store(StoreError::Closed))??;
         let active = Arc::new(active);
         torrent.set_active(active.clone());
+        for piece in regained {
+            self.commits.add(torrent, &active, piece, u64::from(torrent.summary.layout.piece_len(piece)));
+            self.commits.hurry();
+        }
         self.live().insert(torrent.key(), torrent.clone());
         Ok(active)
     }
@@ -341,16 +353,22 @@ impl Core {
         }
     }
 
-    fn make_active(&self, torrent: &Torrent) -> Result<Active, ActivateError> {
+    /// The active half, and pieces of an earlier run that are had and still to be committed.
+    fn make_active(&self, torrent: &Torrent) -> Result<(Active, Vec<PieceIndex>), ActivateError> {
         let meta = Metainfo::parse(&self.segments.read(torrent.summary.position)?)?;
         let layout = meta.layout();
         let status = torrent.status();
         let storage = self.open_storage(&meta, &status)?;
-        let have = if status.complete {
+        let committed = if status.complete {
             Bitfield::full(layout.piece_count())
         } else {
             self.load_bitfield(torrent, &meta, &storage)?
         };
+        let regained = if status.complete { Vec::new() } else { self.regain(torrent, &meta, &storage, &committed) };
+        let mut have = committed.clone();
+        for piece in &regained {
+            have.set(*piece);
+        }
         let config = SwarmConfig {
             max_block_bytes: MAX_BLOCK_BYTES,
             window_max_bytes: WINDOW_MAX_BYTES,
@@ -363,16 +381,36 @@ impl Core {
         }
         let remembered = neighbours::recall(self, torrent, &mut book)?;
         let inner = Inner {
-            swarm: Swarm::new(config, layout, have.clone(), self.random_u64()),
+            swarm: Swarm::new(config, layout, have, self.random_u64()),
             assembly: Assembly::new(layout),
             book,
             neighbours: Neighbours::default(),
             remembered,
             sessions: HashMap::new(),
-            committed: have,
+            committed,
             retired: false,
         };
-        Ok(Active::new(meta, storage, inner))
+        Ok((Active::new(meta, storage, inner), regained))
+    }
+
+    /// Pieces that an earlier run wrote and could not commit, and that are right as they lie.
+    fn regain(&self, torrent: &Torrent, meta: &Metainfo, storage: &Storage, committed: &Bitfield) -> Vec<PieceIndex> {
+        let (key, layout) = (torrent.key(), meta.layout());
+        let mut left = self.journal.take_left(key, layout);
+        left.retain(|piece| !committed.get(*piece));
+        let named = left.len();
+        left.retain(|&piece| {
+            let (start, len) = (layout.piece_start(piece), u64::from(layout.piece_len(piece)));
+            let right = check::check_piece(storage, layout, piece, &meta.piece_check(piece));
+            right.is_ok_and(|right| right) && storage.touch(start, len).is_ok()
+        });
+        for piece in &left {
+            self.journal.add(key, *piece);
+        }
+        if named > 0 {
+            tracing::info!(torrent = %torrent.summary.name, named, kept = left.len(), "pieces written before an unclean stop");
+        }
+        left
     }
 
     /// Opens the files of a torrent where its status says that they lie.
@@ -397,7 +435,7 @@ impl Core {
             }
             Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
             Origin::Download { .. } => {
-                let (part, whole) = part_and_whole(meta)?;
+                let (part, whole) = part_and_whole(meta.info_hash(), meta.name())?;
                 Ok(Storage::recover(root, files, part, whole, cache)?)
             }
         }
@@ -422,6 +460,14 @@ impl Core {
         }
     }
 
+    /// The pieces of an unfinished torrent that are on record; `None` if that is damaged.
+    pub fn recorded_pieces(&self, torrent: &Torrent) -> Option<Bitfield> {
+        let count = torrent.summary.layout.piece_count();
+        let bytes = count.div_ceil(8) as usize;
+        let kept = chunks::get_chunks(&*self.store, records::BITFIELDS, torrent.key().as_bytes(), bytes).ok()??;
+        Bitfield::from_wire(&kept, count).ok()
+    }
+
     /// What is recorded of an unfinished torrent's pieces, as far as its files can hold them. A damaged record is
     /// nothing to trust: the torrent is marked to be checked.
     fn load_bitfield(&self, torrent: &Torrent, meta: &Metainfo, storage: &Storage) -> Result<Bitfield, ActivateError> {
@@ -440,6 +486,9 @@ impl Core {
             Bitfield::empty(layout.piece_count())
         });
         let before = have.count();
+        if before > 0 {
+            self.expect_data(torrent, &**storage.root())?;
+        }
         clear_what_is_not_there(&mut have, meta, storage);
         if have.count() < before {
             tracing::warn!(torrent = %torrent.summary.name, pieces = before - have.count(), "data that was fetched is not there any more");
@@ -472,7 +521,7 @@ fn clear_what_is_not_there(have: &mut Bitfield, meta: &Metainfo, storage: &Stora
 ///
 /// # Errors
 /// Never for a name that a `.torrent` may have.
-pub fn part_and_whole(meta: &Metainfo) -> Result<(RelPath, RelPath), NameError> {
-    let part = format!(".{}.part", meta.info_hash());
-    Ok((RelPath::parse(part.as_bytes())?, RelPath::from_components([meta.name().as_bytes()])?))
+pub fn part_and_whole(key: InfoHash, name: &FileName) -> Result<(RelPath, RelPath), NameError> {
+    let part = format!(".{key}.part");
+    Ok((RelPath::parse(part.as_bytes())?, RelPath::from_components([name.as_bytes()])?))
 }

@@ -20,7 +20,7 @@ pub fn delete(core: &Core, torrent: &Torrent) -> io::Result<()> {
     let meta = Metainfo::parse(&bytes).map_err(io::Error::other)?;
     let status = torrent.status();
     let root = core.files.open_root(&core.folder_of(&status.origin))?;
-    let (part, whole) = part_and_whole(&meta).map_err(io::Error::other)?;
+    let (part, whole) = part_and_whole(meta.info_hash(), meta.name()).map_err(io::Error::other)?;
     let files: Vec<RelPath> = meta.files().iter().filter(|file| !file.padding).map(|file| file.path.clone()).collect();
     match &status.origin {
         Origin::Upload { path } => return remove(&root, path),
@@ -37,7 +37,7 @@ pub fn delete(core: &Core, torrent: &Torrent) -> io::Result<()> {
 pub fn delete_unfinished(core: &Core, torrent: &Torrent, folder: &Path) -> io::Result<()> {
     let bytes = core.segments.read(torrent.summary.position).map_err(io::Error::other)?;
     let meta = Metainfo::parse(&bytes).map_err(io::Error::other)?;
-    let (part, whole) = part_and_whole(&meta).map_err(io::Error::other)?;
+    let (part, whole) = part_and_whole(meta.info_hash(), meta.name()).map_err(io::Error::other)?;
     let files: Vec<RelPath> = meta.files().iter().filter(|file| !file.padding).map(|file| file.path.clone()).collect();
     let root = core.files.open_root(folder)?;
     delete_below(&root, &part, &whole, &files)?;

@@ -77,7 +77,7 @@ impl Torrent {
         piece: PieceIndex,
         done: Result<Done, StorageError>,
     ) {
-        let mut next = None;
+        let (mut next, mut written) = (None, None);
         let mut given = Vec::new();
         let mut suspect = false;
         let done = match done {
@@ -109,6 +109,7 @@ impl Torrent {
                     core.commits.add(self, active, piece, bytes);
                     given = inner.swarm.piece_verified(piece);
                     suspect = inner.swarm.is_suspect(piece);
+                    written = Some(piece);
                 }
             }
         }
@@ -118,6 +119,9 @@ impl Torrent {
         if suspect {
             let right = digest::of_piece(&active.storage, active.meta.layout(), piece, &active.meta.piece_check(piece));
             active.lock().swarm.judge(piece, &right);
+        }
+        if let Some(piece) = written {
+            core.journal.add(self.key(), piece);
         }
         self.thank(core, &given);
         self.pass_effects(core, active);

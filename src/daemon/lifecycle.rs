@@ -7,10 +7,12 @@ use super::announcing::What as Announce;
 use super::checking::Asked;
 use super::core::{ActivateError, Core, part_and_whole};
 use super::deleting;
+use super::disk::fs::OpenMode;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
 use super::records::{self, OriginRecord, SettingRecord, TorrentRecord};
 use super::torrent::{Active, Origin, Phase, Status, Summary, Torrent};
+use crate::db::dirs::make_dirs;
 use crate::db::record::{decode_record, encode_record};
 use crate::db::segments::SegmentError;
 use crate::db::{Batch, Store, StoreError, chunks};
@@ -96,7 +98,7 @@ impl Core {
             return Ok(known);
         }
         let (core, to) = (self.clone(), folder.clone());
-        let (part, whole) = part_and_whole(&meta)?;
+        let (part, whole) = part_and_whole(meta.info_hash(), meta.name())?;
         let key = meta.info_hash();
         let found = tokio::task::spawn_blocking(move || core.look_into(&to, &part, &whole))
             .await
@@ -141,13 +143,18 @@ impl Core {
     }
 
     fn look_into(&self, folder: &Path, part: &RelPath, whole: &RelPath) -> std::io::Result<Looked> {
-        std::fs::create_dir_all(folder)?;
+        make_dirs(folder, 0o777)?;
         let root = self.files.open_root(folder)?;
         let found = match (root.stat(whole), root.stat(part)) {
             (Ok(_), _) => Found::Foreign,
             (_, Ok(_)) => Found::Part,
             _ => Found::Nothing,
         };
+        if found == Found::Nothing {
+            // A folder that cannot be written to is said now, and not when the first piece has come.
+            root.open(part, OpenMode::Create)?;
+            root.remove(part)?;
+        }
         Ok(Looked { found, free_bytes: root.free_bytes()? })
     }
 
@@ -156,7 +163,10 @@ impl Core {
         if !torrent.with_status(Status::is_live) {
             return;
         }
-        if torrent.with_status(|status| !status.complete && matches!(status.origin, Origin::InPlace { .. })) {
+        let (complete, origin) = torrent.with_status(|status| (status.complete, status.origin.clone()));
+        // What lies in upload/ is looked at by the watcher.
+        let is_suspect = !matches!(origin, Origin::Upload { .. }) && torrent.take_suspect();
+        if is_suspect || !complete && matches!(origin, Origin::InPlace { .. }) {
             return self.begin_verify(torrent, Asked::ByNobody);
         }
         if torrent.with_status(|status| status.phase == Phase::Downloading) {
@@ -170,6 +180,7 @@ impl Core {
                         return;
                     }
                 }
+                Err(ActivateError::Gone(gone)) => return self.wait_for_data(torrent, &gone),
                 Err(error) => {
                     self.fail(torrent, format!("{}: {error}", torrent.summary.name));
                     return;
@@ -359,33 +370,6 @@ impl Core {
         self.publisher.publish(torrent.key());
         self.announcer.tell(torrent.key(), Announce::Started);
         Ok(torrent)
-    }
-
-    /// A download stops before it takes the last of the disk.
-    pub async fn keep_reserve(self: &Arc<Self>, torrent: &Arc<Torrent>) {
-        let folder = self.folder_of(&torrent.with_status(|status| status.origin.clone()));
-        let (files, of) = (self.files.clone(), folder.clone());
-        let free = tokio::task::spawn_blocking(move || files.open_root(&of)?.free_bytes()).await;
-        let downloading = torrent.with_status(|status| status.phase == Phase::Downloading);
-        if let (Ok(Ok(free_bytes)), true) = (free, downloading)
-            && free_bytes < RESERVE_BYTES
-        {
-            self.fail(torrent, AddError::NoRoom { folder, free_bytes }.to_string());
-        }
-    }
-
-    /// Our disk failed while a piece was written. A full disk may have room again later; all else wants a person.
-    pub fn disk_failed(self: &Arc<Self>, torrent: &Arc<Torrent>, error: &StorageError) {
-        let name = &torrent.summary.name;
-        let message = if error.is_full() {
-            format!(
-                "the disk is full: {name} stops here with what it has; make room and type peerctl resume {}",
-                torrent.key()
-            )
-        } else {
-            format!("{name} could not be written: {error}; when that is mended type peerctl resume {}", torrent.key())
-        };
-        self.fail(torrent, message);
     }
 }
 

@@ -12,34 +12,40 @@ pub mod commit;
 pub mod control;
 pub mod core;
 pub mod deleting;
+pub mod descriptors;
 pub mod disk;
+pub mod dumping;
 pub mod flow;
 pub mod identity;
 pub mod janitor;
+pub mod journal;
 pub mod ledger;
 pub mod lifecycle;
 pub mod limits;
 pub mod making;
+pub mod missing;
 pub mod neighbours;
 pub mod net;
 pub mod options;
 pub mod publishing;
 pub mod records;
+pub mod room;
 pub mod share;
 pub mod sharing;
 pub mod tasks;
 pub mod torrent;
 pub mod trackers;
+pub mod waiting;
 pub mod watch;
 
 use std::net::SocketAddr;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::clock::{Clock, SystemClock};
+use crate::db::dirs::make_dirs;
 use crate::db::record::{decode_record, encode_record};
 use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Batch, SledStore, Store, StoreError};
@@ -48,6 +54,7 @@ use control::{ControlSocket, SocketPlace};
 use core::{Core, Parts};
 use disk::fs::NativeFs;
 use identity::{IdentityError, Signer};
+use journal::Journal;
 use ledger::Ledger;
 use options::{Options, TrackerChoice};
 use records::{SETTINGS, SettingRecord};
@@ -99,6 +106,7 @@ pub struct State {
     store: Arc<SledStore>,
     segments: SegmentLog,
     identity: Signer,
+    journal: Journal,
 }
 
 impl State {
@@ -116,7 +124,9 @@ impl State {
         })?;
         let segments = SegmentLog::open(&options.state_dir.join("torrents"))?;
         let identity = Signer::load_or_create(&options.state_dir.join("identity"))?;
-        Ok(State { options, store: Arc::new(store), segments, identity })
+        let journal = Journal::open(&options.state_dir)
+            .map_err(|source| StartError::Folder { path: options.state_dir.clone(), source })?;
+        Ok(State { options, store: Arc::new(store), segments, identity, journal })
     }
 
     pub fn options(&self) -> &Options {
@@ -169,6 +179,7 @@ impl Daemon {
             segments: Arc::new(state.segments),
             files: Arc::new(NativeFs),
             identity: state.identity,
+            journal: state.journal,
             listening,
             tracker,
             embedded,
@@ -177,6 +188,10 @@ impl Daemon {
         let core = Arc::new(Core::new(parts)?);
         lifecycle::load(&core).map_err(store_error)?;
         publishing::load(&core).map_err(store_error)?;
+        if let Some(restored) = state.store.restored() {
+            core.warn(format!("{restored}; what was fetched is checked again"));
+            core.torrents().iter().for_each(|torrent| torrent.set_suspect());
+        }
         let (watcher, events) = Watcher::start(core.options.upload_dir.clone(), clock)?;
         let tasks = &core.tasks;
         for listener in listeners {
@@ -189,6 +204,7 @@ impl Daemon {
         tasks.spawn("publish", publishing::run(core.clone()));
         tasks.spawn("share", sharing::run(core.clone(), events));
         tasks.spawn("janitor", janitor::run(core.clone()));
+        tasks.spawn("dump", dumping::run(state.store.clone()));
         tasks.spawn_to_end("commit", commit::run(core.clone()));
         tasks.spawn_to_end("ledger", ledger::run(core.clone()));
         tasks.spawn_to_end("remember peers", neighbours::run(core.clone()));
@@ -216,13 +232,21 @@ impl Daemon {
         // Whoever hashes on a blocking thread would keep the process alive.
         self.core.stopping.store(true, Ordering::Relaxed);
         self.core.torrents().iter().for_each(|torrent| torrent.check.cancel.store(true, Ordering::Relaxed));
-        self.core.announcer.leave(&self.core, FAREWELL).await;
+        if !self.core.announcer.has_left() {
+            self.core.announcer.leave(&self.core, FAREWELL).await;
+        }
         let left = self.core.tasks.stop(STOP_LIMIT).await;
         if left > 0 {
             tracing::warn!(left, "tasks did not end in time");
         }
         let store = self.store;
-        match tokio::task::spawn_blocking(move || store.close()).await {
+        let close = move || {
+            if let Err(error) = store.dump() {
+                tracing::warn!(%error, "the database could not be copied; the last copy stays");
+            }
+            store.close()
+        };
+        match tokio::task::spawn_blocking(close).await {
             Ok(Ok(())) => tracing::info!("stopped"),
             Ok(Err(error)) => tracing::error!(%error, "the store could not be closed cleanly"),
             Err(error) => tracing::error!(%error, "the store could not be closed cleanly"),
@@ -262,8 +286,7 @@ fn remember(
 }
 
 fn make_dir(path: &Path, mode: u32) -> Result<(), StartError> {
-    let made = std::fs::DirBuilder::new().recursive(true).mode(mode).create(path);
-    made.map_err(|source| StartError::Folder { path: path.to_owned(), source })
+    make_dirs(path, mode).map_err(|source| StartError::Folder { path: path.to_owned(), source })
 }
 
 fn seed() -> Result<u64, StartError> {

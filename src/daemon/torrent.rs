@@ -29,6 +29,10 @@ use crate::wire::layout::Layout;
 use crate::wire::metainfo::Metainfo;
 use crate::wire::name::{FileName, RelPath};
 
+/// A file that could not be read so often, though it looks the same, is read whole: one error may pass, a disk that fails
+/// does not.
+const MAX_TROUBLES: u32 = 3;
+
 /// What is known of a torrent without opening its `.torrent`.
 #[derive(Clone, Debug)]
 pub struct Summary {
@@ -131,6 +135,8 @@ pub struct Torrent {
     removed: AtomicBool,
     /// What is recorded of its pieces cannot be trusted: they are to be hashed.
     suspect: AtomicBool,
+    /// How often its file could not be read since it looked like this.
+    troubles: Mutex<(Option<StatRecord>, u32)>,
     /// Its pieces are wanted in file order, until the daemon ends.
     in_order: AtomicBool,
 }
@@ -187,6 +193,7 @@ impl Torrent {
             uploaded_bytes: AtomicU64::new(0),
             removed: AtomicBool::new(false),
             suspect: AtomicBool::new(false),
+            troubles: Mutex::default(),
             in_order: AtomicBool::new(false),
         }
     }
@@ -234,6 +241,16 @@ impl Torrent {
     /// Whether its pieces are to be hashed before anything else; asked once.
     pub fn take_suspect(&self) -> bool {
         self.suspect.swap(false, Ordering::AcqRel)
+    }
+
+    /// Its file could not be read. Returns whether that happens time and again although nothing has changed it: then its
+    /// disk fails, and looking at it once more mends nothing.
+    pub fn is_in_trouble_again(&self) -> bool {
+        let stat = self.with_status(|status| status.stat);
+        let mut troubles = self.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = if troubles.0 == stat { troubles.1 + 1 } else { 1 };
+        *troubles = (stat, count % MAX_TROUBLES);
+        count == MAX_TROUBLES
     }
 
     /// From now on its pieces are fetched in file order.

@@ -5,11 +5,15 @@
 //! - `writer` is the one thread that writes: whatever waits is applied together and shares one barrier.
 //! - [`record`] frames a value with version, length and CRC32C; [`chunks`] cuts what is longer than a value may be.
 //! - [`schema`] refuses a database of another version and knows whether the last stop was clean.
+//! - `dump` is a copy of all rows, from which a damaged database is made anew.
+//! - [`dirs`] makes folders whose names last.
 //! - [`segments`] is the append-only log that holds `.torrent` bytes beside the database.
 //!
 //! sled is named in `sled_store` alone.
 
 pub mod chunks;
+pub mod dirs;
+mod dump;
 mod mem;
 pub mod record;
 pub mod schema;
@@ -18,7 +22,7 @@ mod sled_store;
 mod writer;
 
 pub use mem::MemStore;
-pub use sled_store::SledStore;
+pub use sled_store::{Restored, SledStore};
 
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -130,8 +134,8 @@ pub struct TooLarge {
     most: usize,
 }
 
-/// Why the store did not do what was asked. After `Failed` nothing more is written until the store is opened again;
-/// reading goes on.
+/// Why the store did not do what was asked. After `Failed` nothing more is written until the store is opened again,
+/// and reading may fail too.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     #[error("{} is in use by process {pid}: stop that one first, or name another folder", dir.display())]

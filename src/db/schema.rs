@@ -2,7 +2,7 @@
 //!
 //! `schema_version` (u32 BE) is written at the first open; until the first release any other version is refused, there is
 //! no migration. `clean_shutdown` is `0` from open, `1` from close: whoever finds `0` was not closed, and what was written
-//! since the last barrier may be gone.
+//! since the last barrier may be gone. `dump_generation` (u64 BE) is that of the newest dump.
 
 use std::path::Path;
 
@@ -14,6 +14,7 @@ pub const SCHEMA_VERSION: u32 = 1;
 pub(super) const META: Table = Table::new("meta");
 pub(super) const SCHEMA_KEY: &[u8] = b"schema_version";
 pub(super) const CLEAN_KEY: &[u8] = b"clean_shutdown";
+pub(super) const GENERATION_KEY: &[u8] = b"dump_generation";
 
 /// Whether a database with this `schema_version` is ours to open; none stands for a new one.
 pub(super) fn check_version(dir: &Path, stored: Option<&[u8]>) -> Result<(), StoreError> {
@@ -30,6 +31,13 @@ pub(super) fn opening() -> Batch {
     let mut batch = Batch::new();
     batch.put(META, SCHEMA_KEY, SCHEMA_VERSION.to_be_bytes().to_vec());
     batch.put(META, CLEAN_KEY, b"0".to_vec());
+    batch
+}
+
+/// What is written before a dump of this generation gets its name.
+pub(super) fn dumping(generation: u64) -> Batch {
+    let mut batch = Batch::new();
+    batch.put(META, GENERATION_KEY, generation.to_be_bytes().to_vec());
     batch
 }
 

@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
+use super::dirs::make_dirs;
+
 /// Longest record: a `.torrent` has at most 10 MiB.
 pub const MAX_RECORD_BYTES: u32 = 16 << 20;
 /// A file that has reached this size gets a successor.
@@ -62,7 +64,7 @@ impl SegmentLog {
     /// # Errors
     /// When the disk fails.
     pub fn open(dir: &Path) -> Result<SegmentLog, SegmentError> {
-        fs::create_dir_all(dir).map_err(at(dir))?;
+        make_dirs(dir, 0o777).map_err(at(dir))?;
         let newest = newest_number(dir).map_err(at(dir))?;
         let path = segment_path(dir, newest.unwrap_or(1));
         let file = open_segment(&path).map_err(at(&path))?;
@@ -77,9 +79,6 @@ impl SegmentLog {
             (_, End::Damaged) => tail = tail.successor(dir)?,
         }
         sync_dir(dir).map_err(at(dir))?;
-        if let Some(parent) = dir.canonicalize().map_err(at(dir))?.parent() {
-            sync_dir(parent).map_err(at(parent))?;
-        }
         Ok(SegmentLog { dir: dir.to_path_buf(), tail: Mutex::new(tail) })
     }
 

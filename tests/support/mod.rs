@@ -3,6 +3,7 @@
 
 pub mod clients;
 pub mod content;
+pub mod disk;
 pub mod gate;
 pub mod net;
 pub mod peer;

@@ -118,7 +118,7 @@ impl Drop for Scripted {
 }
 
 /// Runs `f` on a thread whose sockets are the host's.
-fn on_host<T: Send + 'static>(host: &Host, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+pub fn on_host<T: Send + 'static>(host: &Host, f: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     let namespace = File::open(Path::new("/run/netns").join(&host.namespace)).expect("the host's namespace");
     thread::spawn(move || {
         setns(namespace, CloneFlags::CLONE_NEWNET).expect("enter the host's namespace");

@@ -73,7 +73,15 @@ impl Commands {
             glance.have_bytes = layout.total_bytes();
             glance.pieces_have = layout.piece_count();
         }
-        let Some(active) = torrent.active() else { return glance };
+        let Some(active) = torrent.active() else {
+            if !status.complete
+                && let Some(recorded) = self.core.recorded_pieces(torrent)
+            {
+                glance.have_bytes = recorded.iter_set(layout).map(|piece| u64::from(layout.piece_len(piece))).sum();
+                glance.pieces_have = recorded.count();
+            }
+            return glance;
+        };
         let inner = active.lock();
         if !status.complete {
             glance.have_bytes = layout.total_bytes() - inner.swarm.left_bytes();

@@ -12,7 +12,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, RenameFlags, ResolveFlag, openat2, renameat2};
+use nix::fcntl::{
+    AtFlags, OFlag, OpenHow, PosixFadviseAdvice, RenameFlags, ResolveFlag, openat2, posix_fadvise, renameat2,
+};
 use nix::sys::stat::{Mode, mkdirat};
 use nix::sys::statvfs::fstatvfs;
 use nix::sys::uio::pwritev;
@@ -105,6 +107,9 @@ pub trait DiskFile: Send + Sync + Debug {
     fn write_vectored_all_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()>;
     /// `fdatasync`. After an error the kernel may have dropped what it could not write: a later success proves nothing.
     fn sync_data(&self) -> io::Result<()>;
+    /// After a failed sync: the kernel holds bytes that it takes for written. Without them a later read says what the disk
+    /// has.
+    fn forget_cached(&self);
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn stat(&self) -> io::Result<Stat>;
 }
@@ -287,6 +292,11 @@ impl DiskFile for NativeFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.0.sync_data()
+    }
+
+    fn forget_cached(&self) {
+        // Advice: there is nothing to do if it is not taken.
+        let _ = posix_fadvise(&self.0, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED);
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

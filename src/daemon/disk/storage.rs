@@ -237,6 +237,23 @@ impl Storage {
         Ok(())
     }
 
+    /// Has the files under this span, written by an earlier run and right, synced with what this run writes. Finished files
+    /// have been.
+    ///
+    /// # Errors
+    /// When one cannot be opened.
+    pub fn touch(&self, offset: u64, len: u64) -> Result<(), StorageError> {
+        if !self.is_unfinished() {
+            return Ok(());
+        }
+        for span in self.spans(offset, len)?.filter(|span| !self.files[span.index].padding) {
+            let (path, file) = (self.path(span.index), self.file(span.index, OpenMode::ReadWrite)?);
+            self.touched.add_folders(with_parents(&path));
+            self.touched.add_file(span.index, path, file);
+        }
+        Ok(())
+    }
+
     /// What was written or made since the last call. Take it after choosing the pieces to commit, sync it, then record
     /// them: every write that had returned before is in it.
     pub fn take_touched(&self) -> Touched {

@@ -5,25 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::greet;
+use super::waiting_room::WaitingRoom;
 use crate::daemon::core::Core;
 
-/// Connections that have not shown a handshake yet. A stranger can hold each for the handshake's 10 s at most.
-const GREETINGS_AT_ONCE: usize = 128;
 /// After an accept that failed for want of descriptors or memory, others need time to give theirs back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Accepts until the daemon stops.
 pub async fn run(core: Arc<Core>, listener: TcpListener) {
-    let places = Arc::new(Semaphore::new(GREETINGS_AT_ONCE));
+    let room = Arc::new(WaitingRoom::new(core.shares_of_descriptors.greetings));
     loop {
-        // The place is taken before the connection, so that the backlog waits in the kernel and not in us.
-        let Ok(place) = places.clone().acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let greeting = greet_incoming(core.clone(), stream, from, place);
+                let greeting = greet_incoming(core.clone(), stream, from, room.clone());
                 core.tasks.spawn("incoming", greeting);
             }
             Err(error) => {
@@ -34,12 +30,16 @@ pub async fn run(core: Arc<Core>, listener: TcpListener) {
     }
 }
 
-async fn greet_incoming(core: Arc<Core>, stream: TcpStream, from: SocketAddr, place: OwnedSemaphorePermit) {
-    match greet::incoming(&core, stream, from).await {
-        Ok(greeted) => {
-            drop(place);
-            greeted.run(core).await;
+async fn greet_incoming(core: Arc<Core>, stream: TcpStream, from: SocketAddr, room: Arc<WaitingRoom>) {
+    let greeted = {
+        let mut place = room.enter(from.ip());
+        tokio::select! {
+            greeted = greet::incoming(&core, stream, from) => greeted,
+            () = place.displaced() => return,
         }
+    };
+    match greeted {
+        Ok(greeted) => greeted.run(core).await,
         Err(error) => tracing::debug!(%from, %error, "an incoming connection came to nothing"),
     }
 }

@@ -8,3 +8,4 @@ pub mod listen;
 pub mod outbox;
 pub mod session;
 pub mod stream;
+mod waiting_room;

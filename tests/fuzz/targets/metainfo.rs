@@ -1,7 +1,7 @@
 //! The `.torrent`.
 
 use peerd::wire::id::PieceCheck;
-use peerd::wire::metainfo::{Metainfo, MetainfoError};
+use peerd::wire::metainfo::{self, InfoSpec, Metainfo, MetainfoError, SpecFiles};
 use peerd::wire::name::{MAX_NAME_BYTES, RelPath};
 
 use super::bounds::{SLACK_BYTES, bounded_by};
@@ -33,6 +33,32 @@ pub fn check(input: &[u8], decode: impl Fn(&[u8]) -> Result<Metainfo, MetainfoEr
     assert_eq!(read.upload_path(), torrent.upload_path());
     assert_eq!((read.is_private(), read.is_multi_file()), (torrent.is_private(), torrent.is_multi_file()));
     assert_eq!(read.with_announce(read.announce()), written);
+    made_again(&torrent);
+}
+
+/// What was read can be made by our own writer, but for padding, which it does not know: that may repeat a path.
+fn made_again(torrent: &Metainfo) {
+    if torrent.files().iter().any(|file| file.padding) {
+        return;
+    }
+    let below = |path: &RelPath| RelPath::from_components(path.components().skip(1)).expect("names that were checked");
+    let files = match torrent.files() {
+        [file] if !torrent.is_multi_file() => SpecFiles::Single(file.len),
+        files => SpecFiles::Multi(files.iter().map(|file| (below(&file.path), file.len)).collect()),
+    };
+    let layout = torrent.layout();
+    let spec = InfoSpec {
+        name: torrent.name().clone(),
+        files,
+        piece_bytes: layout.piece_bytes(),
+        pieces: layout.pieces().map(|piece| torrent.piece_check(piece)).collect(),
+        private: torrent.is_private(),
+    };
+    let made = metainfo::build(&spec, torrent.announce(), torrent.upload_path()).expect("what was read can be made");
+    let made = Metainfo::parse(&made).expect("what was made is read");
+    assert_eq!((made.layout(), made.files()), (layout, torrent.files()));
+    assert_eq!((made.is_private(), made.upload_path()), (torrent.is_private(), torrent.upload_path()));
+    assert_eq!(made.info_hash() == torrent.info_hash(), made.info_bytes() == torrent.info_bytes());
 }
 
 /// The files fill the pieces, and lie where they may.

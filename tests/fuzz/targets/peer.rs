@@ -25,6 +25,8 @@ pub fn check_handshake(input: &[u8], decode: impl Fn(&[u8; handshake::LEN]) -> R
     let Some(bytes) = input.first_chunk::<{ handshake::LEN }>() else { return };
     if let Ok(handshake) = bounded(input, || decode(bytes)) {
         assert_eq!(&handshake.encode(), bytes);
+        let spoken = (handshake.reserved.extension(), handshake.reserved.fast());
+        assert_eq!(spoken, (bytes[25] & 0x10 != 0, bytes[27] & 0x04 != 0));
     }
 }
 

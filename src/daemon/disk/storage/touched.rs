@@ -111,7 +111,10 @@ impl Touched {
 }
 
 fn sync_file(path: &RelPath, file: &dyn DiskFile) -> Result<(), StorageError> {
-    file.sync_data().map_err(|source| StorageError::File { path: path.clone(), source })
+    file.sync_data().map_err(|source| {
+        file.forget_cached();
+        StorageError::File { path: path.clone(), source }
+    })
 }
 
 #[cfg(test)]
@@ -142,6 +145,7 @@ mod tests {
             self.syncs.fetch_add(1, Ordering::Relaxed);
             if self.fails { Err(io::Error::other("a failing disk")) } else { Ok(()) }
         }
+        fn forget_cached(&self) {}
         fn set_len(&self, _: u64) -> io::Result<()> {
             Ok(())
         }

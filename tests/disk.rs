@@ -1,0 +1,9 @@
+//! Nothing lost: the store, the segment log and the real daemons on a disk that fails on demand.
+
+mod child;
+mod crash;
+mod faults;
+mod model;
+mod store;
+mod swallow;
+mod victim;
