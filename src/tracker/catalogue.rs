@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::seedless::Seedless;
+use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
 use super::registry::{self, Entry, MAX_PUBLISHERS, Summary};
@@ -107,7 +108,7 @@ impl Catalogue {
     /// # Errors
     /// When the disk fails. A torrent whose record or `.torrent` is damaged is left out, and logged.
     pub fn open(state_dir: &Path, store: Arc<dyn Store>, unix_seconds: u64) -> Result<Catalogue, OpenError> {
-        let segments = Arc::new(SegmentLog::open(&state_dir.join("torrents"))?);
+        let segments = Arc::new(SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?);
         let mut tables = Tables::default();
         let mut seedless = seedless::load(&*store)?;
         let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
@@ -363,7 +364,7 @@ fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::db::MemStore;
     use crate::wire::id::PieceCheck;
@@ -373,7 +374,7 @@ mod tests {
 
     const HOUR: u64 = SERVED_AFTER_WITHDRAWAL_S;
 
-    pub(super) fn torrent(name: &str, files: &[&str]) -> Metainfo {
+    pub(in crate::tracker) fn torrent(name: &str, files: &[&str]) -> Metainfo {
         let name = FileName::new(name.as_bytes()).unwrap();
         let paths = files.iter().map(|file| (RelPath::parse(file.as_bytes()).unwrap(), 5));
         let files = if files.is_empty() { SpecFiles::Single(10) } else { SpecFiles::Multi(paths.collect()) };
@@ -383,17 +384,17 @@ mod tests {
         Metainfo::parse(&build(&spec, None, Some(&folder)).unwrap()).unwrap()
     }
 
-    pub(super) fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
+    pub(in crate::tracker) fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
         let (total, page) = catalogue.search(&SearchQuery::words(words)).unwrap();
         assert_eq!(total, page.len() as u64);
         page.into_iter().map(|found| found.summary.name).collect()
     }
 
-    pub(super) fn content(catalogue: &Catalogue) -> String {
+    pub(in crate::tracker) fn content(catalogue: &Catalogue) -> String {
         std::fs::read_to_string(catalogue.content_path()).unwrap()
     }
 
-    pub(super) fn by(n: u8) -> Option<(Publisher, Freshness)> {
+    pub(in crate::tracker) fn by(n: u8) -> Option<(Publisher, Freshness)> {
         Some(([n; 32], Freshness::New))
     }
 

@@ -22,9 +22,11 @@ pub struct FileConfig {
     pub list_peers: Option<bool>,
     /// `host` or `host:port` by which this tracker is known outside.
     pub public_address: Option<String>,
-    /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
+    /// Proxies whose word on who asks, and whose clients' `ip=`, are believed.
     #[serde(default)]
     pub trusted_proxies: Vec<IpAddr>,
+    /// The header in which they say who asks: the last address in it; X-Forwarded-For by default.
+    pub proxy_header: Option<String>,
     /// A file of info-hashes, a line each: nothing else is tracked. Read again on SIGHUP, as the next one.
     pub allow_list: Option<PathBuf>,
     /// A file of info-hashes that are not tracked.
@@ -86,7 +88,7 @@ mod tests {
     fn every_key() {
         let text = "listen = [\"0.0.0.0:80\", \"[::]:80\"]\nstate-dir = \"a b\"\nforeground = true\nlist_peers = false\n\
             public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n\
-            allow_list = \"allow\"\ndeny_list = \"deny\"\n\
+            proxy_header = \"X-Real-IP\"\nallow_list = \"allow\"\ndeny_list = \"deny\"\n\
             hide_seedless_after_days = 7\ndrop_seedless_after_days = 70\n";
         let expected = FileConfig {
             listen: Some(vec!["0.0.0.0:80".parse().unwrap(), "[::]:80".parse().unwrap()]),
@@ -95,6 +97,7 @@ mod tests {
             list_peers: Some(false),
             public_address: Some("t.example:80".into()),
             trusted_proxies: vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            proxy_header: Some("X-Real-IP".into()),
             allow_list: Some("allow".into()),
             deny_list: Some("deny".into()),
             hide_seedless_after_days: Some(7),

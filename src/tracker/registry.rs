@@ -173,6 +173,14 @@ pub fn delete_publisher(key: &InfoHash, publisher: &Publisher, batch: &mut Batch
     batch.delete(PUBLISHERS, &[key.as_bytes(), publisher].concat());
 }
 
+/// Whether the store has it.
+///
+/// # Errors
+/// When the disk fails.
+pub fn is_known(store: &dyn Store, key: &InfoHash) -> Result<bool, StoreError> {
+    Ok(store.get(TORRENTS, key.as_bytes())?.is_some())
+}
+
 /// A stored torrent as it was found.
 pub struct Loaded {
     pub key: InfoHash,

@@ -330,6 +330,75 @@ fn requests_that_are_none() {
         let _ = stream.read_to_end(&mut answer);
     }
     assert_eq!(running.get("/health").text(), "ok\n");
+    let metrics = running.get("/metrics").text();
+    for (reason, count) in [
+        ("no_such_path", 3),
+        ("no_such_torrent", 2),
+        ("bad_method", 3),
+        ("bad_query", 3),
+        ("bad_announce", 2),
+        ("bad_scrape", 1),
+    ] {
+        let line = format!("trackerd_refusals_total{{reason=\"{reason}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    running.stop();
+}
+
+#[test]
+fn behind_a_proxy_its_header_says_who_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let announce = |running: &Running, header: &str| {
+        let query = "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TR4060-abcdefghijkl&port=7&left=0&uploaded=0&downloaded=0";
+        let answer = running.send("GET", query, &format!("{header}\r\n"), &[]);
+        decode_announce_response(&answer.body).unwrap().external_ip.unwrap().to_string()
+    };
+    let options = |state: &str| TrackerOptions {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        ..TrackerOptions::new(dir.path().join(state))
+    };
+    let believing = TrackerOptions {
+        trusted_proxies: vec!["127.0.0.1".parse().unwrap()],
+        proxy_header: "X-Real-IP".into(),
+        ..options("a")
+    };
+    let running = Running::start(believing);
+    assert_eq!(announce(&running, "X-Real-IP: 203.0.113.9, 203.0.113.5"), "203.0.113.5", "what the proxy added");
+    assert_eq!(announce(&running, "X-Forwarded-For: 203.0.113.5"), "127.0.0.1");
+    running.stop();
+    let running = Running::start(options("b"));
+    assert_eq!(announce(&running, "X-Forwarded-For: 203.0.113.5"), "127.0.0.1", "nobody is believed by default");
+    running.stop();
+    let wrong = TrackerOptions { proxy_header: "no header".into(), ..options("c") };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let refused = runtime.block_on(Tracker::start(wrong)).err().unwrap().to_string();
+    assert!(refused.contains("proxy_header"), "{refused}");
+}
+
+#[test]
+fn refusals_by_configuration_and_by_rate_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let running = Running::start(TrackerOptions { listen, list_peers: false, ..TrackerOptions::new(dir.path()) });
+    assert_eq!(running.get(&format!("/torrents/{}/peers", "0".repeat(40))).status, 403);
+    let malformed = |socket: &UdpSocket, id: u64| {
+        let mut datagram = id.to_be_bytes().to_vec();
+        datagram.extend([0, 0, 0, 9, 1, 1, 1, 1]);
+        socket.send_to(&datagram, running.v4()).unwrap();
+    };
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    malformed(&socket, 1);
+    running.eventually("a datagram was refused", |running| {
+        running.get("/metrics").text().contains("{reason=\"udp_malformed\"} 1\n")
+    });
+    // Emptied in a future from which the tracker's clock is far: nothing flows in meanwhile.
+    let later = crate::clock::Time::from_secs(1_000_000_000);
+    while running.tracker.announcer.limits.charge(later, "127.0.0.1".parse().unwrap()) {}
+    assert_eq!(running.send("POST", "/torrents", "", torrent("a.txt", &[]).raw()).status, 429);
+    let metrics = running.get("/metrics").text();
+    for reason in ["peers_not_listed", "publish_rate"] {
+        assert!(!metrics.contains(&format!("{{reason=\"{reason}\"}} 0\n")), "{reason}");
+    }
     running.stop();
 }
 
