@@ -16,7 +16,7 @@ pub fn torrent(name: &str, n: u32) -> Result<(InfoHash, Vec<u8>)> {
     let pieces = (0..PIECES).map(|_| PieceCheck::Sha1(rng.random())).collect();
     let size = (PIECES as u64 - 1) * u64::from(PIECE_BYTES) + rng.random_range(1..=u64::from(PIECE_BYTES));
     let (name, files) = (FileName::new(name.as_bytes())?, SpecFiles::Single(size));
-    let spec = InfoSpec { name, files, piece_bytes: PIECE_BYTES.into(), pieces, private: true };
+    let spec = InfoSpec { name, files, piece_bytes: PIECE_BYTES, pieces, private: true };
     let path = RelPath::parse(format!("shared/{}", n % 1_000).as_bytes())?;
     let bytes = build(&spec, None, Some(&path))?;
     Ok((Metainfo::parse(&bytes)?.info_hash(), bytes))

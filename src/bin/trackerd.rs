@@ -44,7 +44,7 @@ struct RunArgs {
     #[arg(long, env = "TRACKERD_FOREGROUND")]
     foreground: bool,
     /// A configuration file (TOML); its keys are these flags, list_peers, public_address, trusted_proxies,
-    /// proxy_header, allow_list, deny_list, hide_seedless_after_days and drop_seedless_after_days
+    /// proxy_header, allow_list, deny_list, publisher_list, hide_seedless_after_days and drop_seedless_after_days
     #[arg(long, value_name = "FILE", env = "TRACKERD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -105,7 +105,7 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         trusted_proxies: file.trusted_proxies,
         proxy_header: file.proxy_header.unwrap_or_else(|| DEFAULT_PROXY_HEADER.to_owned()),
         patience,
-        lists: ListFiles { allow: file.allow_list, deny: file.deny_list },
+        lists: ListFiles { allow: file.allow_list, deny: file.deny_list, publishers: file.publisher_list },
         ..TrackerOptions::new(&state_dir)
     };
     let log = state_dir.join("trackerd.log");
@@ -153,7 +153,7 @@ async fn serve(options: TrackerOptions, readiness: Option<Readiness>) -> anyhow:
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => match tracker.reload_lists().await {
-                Ok((allowed, denied)) => tracing::info!(?allowed, denied, "the lists were read again"),
+                Ok(listed) => tracing::info!(?listed, "the lists were read again"),
                 Err(error) => tracing::error!(%error, "the lists stay as they were"),
             },
         }

@@ -31,6 +31,8 @@ pub struct FileConfig {
     pub allow_list: Option<PathBuf>,
     /// A file of info-hashes that are not tracked.
     pub deny_list: Option<PathBuf>,
+    /// A file of public keys and the number of torrents that each may publish; `*` stands for the others.
+    pub publisher_list: Option<PathBuf>,
     /// Days after which a published torrent without a seeder is no longer found by searches; 30 by default.
     pub hide_seedless_after_days: Option<u32>,
     /// Days after which it is forgotten; 180 by default.
@@ -88,7 +90,7 @@ mod tests {
     fn every_key() {
         let text = "listen = [\"0.0.0.0:80\", \"[::]:80\"]\nstate-dir = \"a b\"\nforeground = true\nlist_peers = false\n\
             public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n\
-            proxy_header = \"X-Real-IP\"\nallow_list = \"allow\"\ndeny_list = \"deny\"\n\
+            proxy_header = \"X-Real-IP\"\nallow_list = \"allow\"\ndeny_list = \"deny\"\npublisher_list = \"who\"\n\
             hide_seedless_after_days = 7\ndrop_seedless_after_days = 70\n";
         let expected = FileConfig {
             listen: Some(vec!["0.0.0.0:80".parse().unwrap(), "[::]:80".parse().unwrap()]),
@@ -100,6 +102,7 @@ mod tests {
             proxy_header: Some("X-Real-IP".into()),
             allow_list: Some("allow".into()),
             deny_list: Some("deny".into()),
+            publisher_list: Some("who".into()),
             hide_seedless_after_days: Some(7),
             drop_seedless_after_days: Some(70),
         };

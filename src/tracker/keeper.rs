@@ -17,7 +17,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 
 use super::announcer::Announcer;
-use super::catalogue::disk_is_full;
+use super::catalogue::{RESERVE_BYTES, disk_is_full};
 use super::keyed_hash::BuildKeyedHasher;
 use super::swarms::packed::{Page, PageNumber, Pages};
 use super::swarms::{Swarms, Unwritten};
@@ -149,7 +149,7 @@ impl Rounds {
         let swarms = &self.announcer.swarms;
         let (_, oldest_s) = swarms.unwritten();
         self.in_hand.oldest_s.store(oldest_s, Ordering::Relaxed);
-        let result = if disk_is_full(&self.state_dir) {
+        let result = if disk_is_full(&self.state_dir, RESERVE_BYTES) {
             Err(StoreError::Failed("the disk is full".into()))
         } else {
             let mut taken = swarms.take_unwritten(until, most.unwrap_or(usize::MAX));

@@ -21,6 +21,7 @@ mod keyed_hash;
 pub mod limits;
 pub mod lists;
 pub mod metrics;
+mod publishers;
 mod registry;
 mod scribe;
 pub mod search;
@@ -46,12 +47,12 @@ use tokio::sync::watch;
 use self::addresses::{OwnAddresses, interface_addresses};
 use self::announcer::Announcer;
 use self::catalogue::seedless::Patience;
-use self::catalogue::{Catalogue, OpenError};
+use self::catalogue::{Caps, Catalogue, OpenError};
 use self::connection_id::{ConnectionIds, seeded_rng};
 use self::http::Site;
-use self::http::server::{MAX_CONNECTIONS, serve};
+use self::http::server::{MAX_CONNECTIONS, Timeouts, serve};
 use self::keeper::{Keeper, KeeperError};
-use self::lists::{Gate, ListError, ListFiles};
+use self::lists::{Gate, ListError, ListFiles, Listed};
 use self::sockets::{BindError, Bound, bind_all};
 use self::udp::UdpThreads;
 use crate::clock::{Clock, SystemClock};
@@ -89,6 +90,8 @@ pub struct TrackerOptions {
     pub lists: ListFiles,
     /// How long what nobody seeds stays in the catalogue.
     pub patience: Patience,
+    /// What the catalogue may grow to.
+    pub caps: Caps,
 }
 
 impl TrackerOptions {
@@ -103,6 +106,7 @@ impl TrackerOptions {
             proxy_header: DEFAULT_PROXY_HEADER.to_owned(),
             lists: ListFiles::default(),
             patience: Patience::default(),
+            caps: Caps::default(),
         }
     }
 }
@@ -170,7 +174,7 @@ impl Tracker {
         let upkeep =
             Upkeep::start(announcer.clone(), catalogue.clone(), options.patience, clock).map_err(StartError::Thread)?;
         let (stop, stopped) = watch::channel(false);
-        let http = tokio::spawn(serve(site, listeners, max_connections(), stopped));
+        let http = tokio::spawn(serve(site, listeners, max_connections(), Timeouts::default(), stopped));
         Ok(Tracker { addresses, stop, http, announcer, threads: Threads { udp, upkeep, keeper, catalogue }, store })
     }
 
@@ -179,11 +183,11 @@ impl Tracker {
         &self.addresses
     }
 
-    /// Reads the allow list and the deny list again: how many are allowed, if not all, and how many denied.
+    /// Reads the lists again.
     ///
     /// # Errors
     /// When one cannot be read; those of before stay in force.
-    pub async fn reload_lists(&self) -> Result<(Option<usize>, usize), ListError> {
+    pub async fn reload_lists(&self) -> Result<Listed, ListError> {
         let announcer = self.announcer.clone();
         let reloaded = tokio::task::spawn_blocking(move || announcer.gate.reload()).await;
         reloaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -237,7 +241,7 @@ impl Prepared {
         std::fs::create_dir_all(state_dir).map_err(state)?;
         let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
         let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
-        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), clock.unix_seconds())?);
+        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), options.caps, clock.unix_seconds())?);
         let own = OwnAddresses::new(public_ip);
         own.refresh();
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();

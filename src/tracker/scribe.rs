@@ -18,7 +18,7 @@ const WRITE_EVERY: Duration = Duration::from_millis(500);
 /// Withdrawals leave `search_content.txt` within 10 s; each rewrite is of the whole file, so it is not done for each.
 const REWRITE_EVERY: Duration = Duration::from_secs(5);
 /// Changes that wait for the disk: minutes of a slow one. Beyond, publishing is refused.
-const MAX_UNWRITTEN: usize = 200_000;
+pub const MAX_UNWRITTEN: usize = 200_000;
 /// Lines that wait for the disk.
 const MAX_UNWRITTEN_LINE_BYTES: usize = 64 << 20;
 
@@ -57,22 +57,30 @@ struct Shared {
 pub struct Scribe {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
+    max_unwritten: usize,
 }
 
 impl Scribe {
+    /// At most about `max_unwritten` changes wait.
+    ///
     /// # Errors
     /// When the thread cannot be made.
-    pub fn start(store: Arc<dyn Store>, segments: Arc<SegmentLog>, content: ContentFile) -> io::Result<Scribe> {
+    pub fn start(
+        store: Arc<dyn Store>,
+        segments: Arc<SegmentLog>,
+        content: ContentFile,
+        max_unwritten: usize,
+    ) -> io::Result<Scribe> {
         let shared = Arc::<Shared>::default();
         let mut desk = Desk { store, segments, content, shared: shared.clone(), rewritten: None };
         let thread = std::thread::Builder::new().name("tracker-scribe".into()).spawn(move || desk.run())?;
-        Ok(Scribe { shared, thread: Mutex::new(Some(thread)) })
+        Ok(Scribe { shared, thread: Mutex::new(Some(thread)), max_unwritten })
     }
 
     /// Whether more may be added: the disk keeps up and works.
     pub fn has_room(&self) -> bool {
         let pending = self.pending();
-        !self.has_failed() && pending.batch.len() < MAX_UNWRITTEN && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
+        !self.has_failed() && pending.batch.len() < self.max_unwritten && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
     }
 
     pub fn has_failed(&self) -> bool {

@@ -18,7 +18,7 @@ use super::catalogue::seedless::Seedless;
 use super::connection_id::seeded_rng;
 use super::keeper::Desk;
 use super::keyed_hash::BuildKeyedHasher;
-use super::registry::{self, Entry, MAX_PUBLISHERS, Summary};
+use super::registry::{self, Entry, Loaded, MAX_PUBLISHERS, Summary};
 use super::swarms::Swarms;
 use super::swarms::packed::{Kept, Page, content};
 use super::{SEGMENTS_DIR, STORE_DIR};
@@ -98,13 +98,19 @@ pub fn export(state_dir: &Path, out: &mut impl Write) -> Result<Transferred, Tra
     let mut done = Transferred::default();
     write_line(out, &Line::Export { version: VERSION })?;
     let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
-    for loaded in registry::load(&*store, |position| segments.read(position), skipped)? {
-        let Entry { position, added, withdrawn_at, publishers, .. } = loaded.entry;
-        let torrent = to_hex(&segments.read(position)?);
-        let publishers = publishers.iter().map(|publisher| to_hex(publisher)).collect();
-        write_line(out, &Line::Torrent { added, withdrawn_at, publishers, torrent })?;
-        done.torrents += 1;
-    }
+    let mut exported: Result<(), TransferError> = Ok(());
+    registry::load(
+        &*store,
+        |position| segments.read(position),
+        skipped,
+        |Loaded { key, entry, .. }| {
+            if exported.is_ok() {
+                exported = export_torrent(&*store, &segments, &key, &entry, out);
+                done.torrents += 1;
+            }
+        },
+    )?;
+    exported?;
     let mut failed = Ok(());
     Desk::new(store.clone()).for_each_page(|(key, _), page| {
         let Some((page, _)) = page else { return };
@@ -117,6 +123,20 @@ pub fn export(state_dir: &Path, out: &mut impl Write) -> Result<Transferred, Tra
     out.flush()?;
     store.close()?;
     Ok(done)
+}
+
+fn export_torrent(
+    store: &dyn Store,
+    segments: &SegmentLog,
+    key: &InfoHash,
+    entry: &Entry,
+    out: &mut impl Write,
+) -> Result<(), TransferError> {
+    let torrent = to_hex(&segments.read(entry.position)?);
+    let mut publishers = Vec::new();
+    registry::for_each_publisher(store, Some(key), |_, publisher| publishers.push(to_hex(publisher)))?;
+    let Entry { added, withdrawn_at, .. } = *entry;
+    Ok(write_line(out, &Line::Torrent { added, withdrawn_at, publishers, torrent })?)
 }
 
 fn swarm_line(key: &InfoHash, page: &Page<'_>) -> Line {
@@ -262,8 +282,8 @@ fn hex_bytes(text: &str) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tracker::catalogue::Catalogue;
     use crate::tracker::catalogue::tests::{by, content as content_file, found, torrent};
+    use crate::tracker::catalogue::{Caps, Catalogue};
 
     fn key(n: u8) -> InfoHash {
         InfoHash::new([n; 20])
@@ -274,7 +294,7 @@ mod tests {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         assert!(matches!(export(from.path(), &mut Vec::new()), Err(TransferError::NoTracker(_))));
         let store = Arc::new(SledStore::open(&from.path().join(STORE_DIR)).unwrap());
-        let catalogue = Catalogue::open(from.path(), store.clone(), 0).unwrap();
+        let catalogue = Catalogue::open(from.path(), store.clone(), Caps::default(), 0).unwrap();
         let (single, folder, gone) = (torrent("a.txt", &[]), torrent("b", &["1.flac", "2.flac"]), torrent("c", &[]));
         for (at, metainfo) in [(5, &single), (6, &folder), (7, &gone)] {
             catalogue.publish(metainfo, by(1), at).unwrap();
@@ -308,7 +328,7 @@ mod tests {
         assert_eq!(String::from_utf8(lines).unwrap(), String::from_utf8(again).unwrap());
 
         let store = Arc::new(SledStore::open(&to.path().join(STORE_DIR)).unwrap());
-        let catalogue = Catalogue::open(to.path(), store, 0).unwrap();
+        let catalogue = Catalogue::open(to.path(), store, Caps::default(), 0).unwrap();
         assert_eq!(found(&catalogue, "flac"), ["b"]);
         assert_eq!(lines_of(&catalogue), expected);
         catalogue.withdraw(&single.info_hash(), &[1; 32], 9).unwrap();

@@ -4,6 +4,7 @@
 //! intersection is the answer: of exact words first, then of prefixes, and only if neither finds anything with one typo
 //! forgiven in longer words.
 
+mod best;
 mod set;
 mod typo;
 mod words;
@@ -15,6 +16,7 @@ use std::ops::Bound;
 
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
+use best::Best;
 use set::Set;
 use words::QueryWord;
 
@@ -22,6 +24,8 @@ use words::QueryWord;
 pub const MAX_QUERY_WORDS: usize = 32;
 /// A typo is forgiven from here on: shorter words have too many neighbours.
 const TYPO_FROM_CHARS: usize = 5;
+/// A shorter word that stands somewhere is meant as it stands: every tenth word begins with `s`.
+const PREFIX_FROM_CHARS: usize = 3;
 /// Withdrawn torrents are swept out of the lists when they outnumber the others by this factor's inverse, and this many.
 const COMPACT_FROM: usize = 10_000;
 /// Begins the dictionary's entries for types: sorts before every letter, occurs in no word.
@@ -84,9 +88,11 @@ pub struct TooManyWords;
 pub struct Index {
     /// Torrents by number, the newest last.
     torrents: Vec<Torrent>,
+    /// Of each what decides its place among the hits, apart: common words have hundreds of thousands.
+    standings: Vec<Standing>,
     numbers: HashMap<InfoHash, u32>,
     live: Set,
-    dictionary: BTreeMap<Box<str>, Vec<u32>>,
+    dictionary: BTreeMap<Box<str>, Postings>,
     /// Letters beyond ASCII that occur: what a typo may have replaced.
     letters: BTreeSet<char>,
 }
@@ -94,13 +100,50 @@ pub struct Index {
 struct Torrent {
     key: InfoHash,
     size: u64,
-    seeders: u32,
     /// Digests of the plain form of the name, and of the name without its extension.
     names: [u64; 2],
 }
 
+#[derive(Clone, Copy)]
+struct Standing {
+    seeders: u32,
+    /// The ends of the digests: where they differ from the query's the name is another.
+    names: [u16; 2],
+}
+
+/// The torrents in which a word occurs, ascending. Most words occur once.
+enum Postings {
+    One(u32),
+    Many(Vec<u32>),
+}
+
+impl Postings {
+    fn numbers(&self) -> &[u32] {
+        match self {
+            Postings::One(number) => std::slice::from_ref(number),
+            Postings::Many(numbers) => numbers,
+        }
+    }
+
+    /// A number greater than all before.
+    fn push(&mut self, number: u32) {
+        match self {
+            Postings::One(first) => *self = Postings::Many(vec![*first, number]),
+            Postings::Many(numbers) => numbers.push(number),
+        }
+    }
+
+    /// Numbers anew; `None` when nobody is left.
+    fn renumbered(&self, new: impl Fn(u32) -> Option<u32>) -> Option<Postings> {
+        match self.numbers().iter().filter_map(|number| new(*number)).collect::<Vec<u32>>() {
+            numbers if numbers.len() > 1 => Some(Postings::Many(numbers)),
+            numbers => numbers.first().copied().map(Postings::One),
+        }
+    }
+}
+
 /// Better first.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 enum Rank {
     Name,
     Stem,
@@ -145,14 +188,15 @@ impl Index {
         for word in prepared.words {
             self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
             match self.dictionary.get_mut(word.as_str()) {
-                Some(numbers) => numbers.push(number),
+                Some(postings) => postings.push(number),
                 None => {
-                    self.dictionary.insert(word.into(), vec![number]);
+                    self.dictionary.insert(word.into(), Postings::One(number));
                 }
             }
         }
         let Prepared { key, size, names, .. } = prepared;
-        self.torrents.push(Torrent { key, size, seeders: 0, names });
+        self.torrents.push(Torrent { key, size, names });
+        self.standings.push(Standing { seeders: 0, names: names.map(end_of) });
         self.numbers.insert(key, number);
         self.live.insert(number);
     }
@@ -168,8 +212,8 @@ impl Index {
 
     /// The order of the hits follows it.
     pub fn set_seeders(&mut self, key: &InfoHash, seeders: u32) {
-        if let Some(torrent) = self.numbers.get(key).and_then(|number| self.torrents.get_mut(*number as usize)) {
-            torrent.seeders = seeders;
+        if let Some(standing) = self.numbers.get(key).and_then(|number| self.standings.get_mut(*number as usize)) {
+            standing.seeders = seeders;
         }
     }
 
@@ -195,53 +239,42 @@ impl Index {
             prefix.intersect_either(&set.exact, &set.prefix);
         }
         prefix.subtract(&exact);
-        let names = digest(&words::plain(&query.q));
-        let mut candidates = Vec::new();
-        self.collect(&exact, query, &mut candidates, |torrent| match torrent.names {
-            [name, _] if name == names => Rank::Name,
-            [_, stem] if stem == names => Rank::Stem,
-            _ => Rank::Words,
-        });
-        self.collect(&prefix, query, &mut candidates, |_| Rank::Prefix);
-        if candidates.is_empty() {
+        let mut best = Best::new(query.offset, query.limit);
+        let name = digest(&words::plain(&query.q));
+        self.offer(&exact, query, &mut best, |number, standing| self.rank_of_exact(number, standing, name));
+        self.offer(&prefix, query, &mut best, |_, _| Rank::Prefix);
+        if best.is_empty() {
             let mut near = allowed;
             for (word, set) in words.iter().zip(&sets) {
                 near.intersect_either(&set.exact, &self.with_typos(word, &set.prefix));
             }
-            self.collect(&near, query, &mut candidates, |_| Rank::Typo);
+            self.offer(&near, query, &mut best, |_, _| Rank::Typo);
         }
-        Ok(self.best(candidates, query))
+        let (total, page) = best.page();
+        let hit = |(rank, number): (Rank, u32)| Some((self.torrents.get(number as usize)?.key, rank.shown()));
+        Ok(Found { total, hits: page.filter_map(hit).collect() })
     }
 
-    fn collect(
-        &self,
-        set: &Set,
-        query: &SearchQuery,
-        candidates: &mut Vec<(Rank, u32, u32)>,
-        rank: impl Fn(&Torrent) -> Rank,
-    ) {
+    fn rank_of_exact(&self, number: u32, standing: Standing, name: u64) -> Rank {
+        if !standing.names.contains(&end_of(name)) {
+            return Rank::Words;
+        }
+        match self.torrents.get(number as usize).map(|torrent| torrent.names) {
+            Some([whole, _]) if whole == name => Rank::Name,
+            Some([_, stem]) if stem == name => Rank::Stem,
+            _ => Rank::Words,
+        }
+    }
+
+    fn offer(&self, set: &Set, query: &SearchQuery, best: &mut Best, rank: impl Fn(u32, Standing) -> Rank) {
+        let sized = query.min_size.is_some() || query.max_size.is_some();
+        let fits = |number: u32| self.torrents.get(number as usize).is_some_and(|torrent| fits(torrent, query));
         for number in set.iter() {
-            let Some(torrent) = self.torrents.get(number as usize).filter(|torrent| fits(torrent, query)) else {
-                continue;
-            };
-            // Inverted, so that more seeders and then the newer come first in ascending order.
-            candidates.push((rank(torrent), !torrent.seeders, !number));
+            let Some(standing) = self.standings.get(number as usize) else { break };
+            if !sized || fits(number) {
+                best.offer(rank(number, *standing), standing.seeders, number);
+            }
         }
-    }
-
-    fn best(&self, mut candidates: Vec<(Rank, u32, u32)>, query: &SearchQuery) -> Found {
-        let total = candidates.len() as u64;
-        let end = (query.offset as usize).saturating_add(query.limit as usize);
-        if end < candidates.len() {
-            candidates.select_nth_unstable(end);
-            candidates.truncate(end);
-        }
-        candidates.sort_unstable();
-        let page = candidates.iter().skip(query.offset as usize);
-        let hits = page
-            .filter_map(|(rank, _, number)| Some((self.torrents.get(!number as usize)?.key, rank.shown())))
-            .collect();
-        Found { total, hits }
     }
 
     fn newest(&self, allowed: &Set, query: &SearchQuery) -> Found {
@@ -277,7 +310,8 @@ impl Index {
             return WordSets { exact, prefix };
         }
         let mut exact = self.exact(&word.whole);
-        let mut prefix = self.prefix(&word.whole);
+        let short = word.whole.chars().count() < PREFIX_FROM_CHARS && !exact.is_empty();
+        let mut prefix = if short { Set::default() } else { self.prefix(&word.whole) };
         if !word.parts.is_empty() {
             exact.unite(&self.all_of(&word.parts, |part| self.exact(part)));
             prefix.unite(&self.all_of(&word.parts, |part| self.prefix(part)));
@@ -294,14 +328,14 @@ impl Index {
     }
 
     fn exact(&self, word: &str) -> Set {
-        self.dictionary.get(word).map(|numbers| Set::of(numbers)).unwrap_or_default()
+        self.dictionary.get(word).map(|postings| Set::of(postings.numbers())).unwrap_or_default()
     }
 
     fn prefix(&self, word: &str) -> Set {
         let mut set = Set::default();
         let from = (Bound::Included(word), Bound::Unbounded);
-        for (_, numbers) in self.dictionary.range::<str, _>(from).take_while(|(other, _)| other.starts_with(word)) {
-            set.extend(numbers);
+        for (_, postings) in self.dictionary.range::<str, _>(from).take_while(|(other, _)| other.starts_with(word)) {
+            set.extend(postings.numbers());
         }
         set
     }
@@ -310,8 +344,8 @@ impl Index {
         let mut set = prefix.clone();
         if !word.unspaced && word.whole.chars().count() >= TYPO_FROM_CHARS {
             typo::one_away(&word.whole, &self.letters, |near| {
-                if let Some(numbers) = self.dictionary.get(near) {
-                    set.extend(numbers);
+                if let Some(postings) = self.dictionary.get(near) {
+                    set.extend(postings.numbers());
                 }
             });
         }
@@ -322,23 +356,26 @@ impl Index {
     fn compact(&mut self) {
         let mut new_numbers = vec![u32::MAX; self.torrents.len()];
         let mut torrents = Vec::with_capacity(self.numbers.len());
+        let mut standings = Vec::with_capacity(self.numbers.len());
         for (number, torrent) in std::mem::take(&mut self.torrents).into_iter().enumerate() {
             if self.live.contains(number as u32) {
                 new_numbers[number] = torrents.len() as u32;
                 torrents.push(torrent);
+                standings.push(self.standings[number]);
             }
         }
-        self.dictionary.retain(|_, numbers| {
-            numbers.retain_mut(|number| {
-                *number = new_numbers[*number as usize];
-                *number != u32::MAX
-            });
-            numbers.shrink_to_fit();
-            !numbers.is_empty()
+        let new = |number: u32| Some(new_numbers[number as usize]).filter(|new| *new != u32::MAX);
+        self.dictionary.retain(|_, postings| match postings.renumbered(new) {
+            Some(renumbered) => {
+                *postings = renumbered;
+                true
+            }
+            None => false,
         });
         self.numbers = torrents.iter().enumerate().map(|(number, torrent)| (torrent.key, number as u32)).collect();
         self.live = Set::first(torrents.len());
         self.torrents = torrents;
+        self.standings = standings;
     }
 }
 
@@ -348,6 +385,10 @@ fn fits(torrent: &Torrent, query: &SearchQuery) -> bool {
 
 fn type_word(file_type: &str) -> String {
     format!("{TYPE_MARK}{}", file_type.to_lowercase())
+}
+
+fn end_of(digest: u64) -> u16 {
+    digest as u16
 }
 
 /// Two names share one by chance once in 2^64, and then a hit ranks too high.
