@@ -4,6 +4,7 @@
 pub mod seedless;
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -12,9 +13,9 @@ use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
 use super::publishers::Publishers;
-use super::registry::{self, Entry, Loaded, MAX_PUBLISHERS, Summary};
+use super::registry::{self, Entry, EntryError, Loaded, MAX_PUBLISHERS, Stored, Summary};
 use super::scribe::{MAX_UNWRITTEN, Scribe};
-use super::search::{Index, Prepared, TooManyWords};
+use super::search::{Builder, Index, Part, Prepared, TooManyWords};
 use crate::db::segments::{SegmentError, SegmentLog};
 use crate::db::{Batch, Store, StoreError};
 use crate::wire::catalogue::{Match, SearchQuery};
@@ -23,6 +24,8 @@ use crate::wire::metainfo::Metainfo;
 
 /// Torrents known at most: some 2 GB of memory. Beyond, publishing is refused.
 const MAX_TORRENTS: usize = 2_000_000;
+/// Threads that load what is stored: the disk is not faster with more.
+const MAX_LOADERS: usize = 16;
 /// A withdrawn `.torrent` is served this long to those in the middle of it.
 const SERVED_AFTER_WITHDRAWAL_S: u64 = 3_600;
 /// The disk keeps this much for others.
@@ -164,20 +167,17 @@ impl Catalogue {
     ) -> Result<Catalogue, OpenError> {
         let segments = Arc::new(SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?);
         let mut tables = Tables::default();
-        let mut seedless = seedless::load(&*store)?;
-        let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
-        registry::load(
-            &*store,
-            |position| segments.read(position),
-            skipped,
-            |Loaded { key, mut entry, prepared }| {
-                entry.seedless = seedless.remove(&key).unwrap_or(Seedless::since(unix_seconds));
-                if entry.is_found() {
-                    tables.index.insert(prepared);
-                }
-                tables.entries.insert(key, Box::new(entry));
-            },
-        )?;
+        let seedless = seedless::load(&*store)?;
+        let stored = registry::stored(&*store, left_out)?;
+        let mut parts = Vec::new();
+        for (part, entries) in load_on_all_cores(stored, &segments, |key, entry| {
+            entry.seedless = seedless.get(key).copied().unwrap_or(Seedless::since(unix_seconds));
+        }) {
+            parts.push(part);
+            tables.entries.extend(entries);
+        }
+        tables.index = Index::of_parts(parts);
+        drop(seedless);
         let Tables { entries, publishers, .. } = &mut tables;
         registry::for_each_publisher(&*store, None, |torrent, publisher| {
             if let Some(entry) = entries.get_mut(torrent) {
@@ -405,6 +405,41 @@ impl Catalogue {
     fn write(&self) -> RwLockWriteGuard<'_, Tables> {
         self.tables.write().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn left_out(key: &InfoHash, error: EntryError) {
+    tracing::error!(%key, %error, "a published torrent is left out");
+}
+
+/// The stored torrents and their words, in parts, the oldest first.
+fn load_on_all_cores(
+    mut stored: Vec<Stored>,
+    segments: &SegmentLog,
+    complete: impl Fn(&InfoHash, &mut Entry) + Sync,
+) -> Vec<(Part, Vec<(InfoHash, Box<Entry>)>)> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_LOADERS));
+    let each = stored.len().div_ceil(cores).max(1);
+    let mut shares = Vec::new();
+    while !stored.is_empty() {
+        shares.push(stored.split_off(stored.len().saturating_sub(each)));
+    }
+    let load = |share: Vec<Stored>| {
+        let (mut builder, mut entries) = (Builder::default(), Vec::with_capacity(share.len()));
+        for stored in share {
+            let Some(loaded) = stored.load(|position| segments.read(position), left_out) else { continue };
+            let Loaded { key, mut entry, metainfo } = loaded;
+            complete(&key, &mut entry);
+            if entry.is_found() {
+                builder.push(entry.summary.prepare(key, metainfo.as_ref()));
+            }
+            entries.push((key, Box::new(entry)));
+        }
+        (builder.finish(), entries)
+    };
+    std::thread::scope(|scope| {
+        let loaders: Vec<_> = shares.into_iter().rev().map(|share| scope.spawn(|| load(share))).collect();
+        loaders.into_iter().map(|loader| loader.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
 }
 
 /// Whether the disk is full but for what is left to others.

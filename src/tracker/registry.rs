@@ -182,40 +182,61 @@ pub fn is_known(store: &dyn Store, key: &InfoHash) -> Result<bool, StoreError> {
     Ok(store.get(TORRENTS, key.as_bytes())?.is_some())
 }
 
+/// What is stored of a torrent, unread.
+pub struct Stored {
+    key: InfoHash,
+    record: TorrentRecord,
+}
+
 /// A stored torrent as it was found, its publishers aside.
 pub struct Loaded {
     pub key: InfoHash,
     pub entry: Entry,
-    pub prepared: Prepared,
+    /// Read where it was needed.
+    pub metainfo: Option<Metainfo>,
 }
 
-/// Everything that is stored, oldest first, one after the other. `read` fetches the `.torrent`s that are needed.
+/// Everything that is stored, oldest first.
 ///
 /// # Errors
 /// When the store cannot be read. What is damaged is told to `skipped` and left out.
-pub fn load(
-    store: &dyn Store,
-    read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
-    mut skipped: impl FnMut(&InfoHash, EntryError),
-    mut each: impl FnMut(Loaded),
-) -> Result<(), StoreError> {
-    let mut records: Vec<(InfoHash, TorrentRecord)> = Vec::new();
+pub fn stored(store: &dyn Store, skipped: impl Fn(&InfoHash, EntryError)) -> Result<Vec<Stored>, StoreError> {
+    let mut all: Vec<Stored> = Vec::new();
     store.for_each(TORRENTS, &[], &mut |key, value| {
         let Some(key) = InfoHash::from_slice(key) else { return ControlFlow::Continue(()) };
         match decode_record(value) {
-            Ok(record) => records.push((key, record)),
+            Ok(record) => all.push(Stored { key, record }),
             Err(error) => skipped(&key, error.into()),
         }
         ControlFlow::Continue(())
     })?;
-    records.sort_unstable_by_key(|(_, record)| (record.added, record.position.file, record.position.offset));
-    for (key, record) in records {
-        match restore(key, record, &read) {
-            Ok(loaded) => each(loaded),
-            Err(error) => skipped(&key, error),
-        }
+    all.sort_unstable_by_key(|Stored { record, .. }| (record.added, record.position.file, record.position.offset));
+    Ok(all)
+}
+
+impl Stored {
+    /// `read` fetches the `.torrent` if it is needed. `None` when it is damaged, which is told to `skipped`.
+    pub fn load(
+        self,
+        read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
+        skipped: impl Fn(&InfoHash, EntryError),
+    ) -> Option<Loaded> {
+        let key = self.key;
+        self.restore(read).map_err(|error| skipped(&key, error)).ok()
     }
-    Ok(())
+
+    fn restore(self, read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>) -> Result<Loaded, EntryError> {
+        let Stored { key, record: TorrentRecord { position, added, withdrawn_at, summary } } = self;
+        let (summary, metainfo) = match summary {
+            Some(SummaryRecord { name, path, size, n_parts }) => (Summary::single(name, path, size, n_parts), None),
+            None => {
+                let metainfo = Metainfo::parse(&read(position)?)?;
+                (Summary::of(&metainfo), Some(metainfo))
+            }
+        };
+        let (seedless, publishers) = (Seedless::default(), Vec::new());
+        Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at, seedless }, metainfo })
+    }
 }
 
 /// Who publishes what: of one torrent, or of all. What is damaged is left out.
@@ -237,22 +258,4 @@ pub fn for_each_publisher(
         }
         ControlFlow::Continue(())
     })
-}
-
-fn restore(
-    key: InfoHash,
-    record: TorrentRecord,
-    read: &impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
-) -> Result<Loaded, EntryError> {
-    let TorrentRecord { position, added, withdrawn_at, summary } = record;
-    let (summary, metainfo) = match summary {
-        Some(SummaryRecord { name, path, size, n_parts }) => (Summary::single(name, path, size, n_parts), None),
-        None => {
-            let metainfo = Metainfo::parse(&read(position)?)?;
-            (Summary::of(&metainfo), Some(metainfo))
-        }
-    };
-    let prepared = summary.prepare(key, metainfo.as_ref());
-    let (seedless, publishers) = (Seedless::default(), Vec::new());
-    Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at, seedless }, prepared })
 }

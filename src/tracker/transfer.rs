@@ -98,19 +98,12 @@ pub fn export(state_dir: &Path, out: &mut impl Write) -> Result<Transferred, Tra
     let mut done = Transferred::default();
     write_line(out, &Line::Export { version: VERSION })?;
     let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
-    let mut exported: Result<(), TransferError> = Ok(());
-    registry::load(
-        &*store,
-        |position| segments.read(position),
-        skipped,
-        |Loaded { key, entry, .. }| {
-            if exported.is_ok() {
-                exported = export_torrent(&*store, &segments, &key, &entry, out);
-                done.torrents += 1;
-            }
-        },
-    )?;
-    exported?;
+    for stored in registry::stored(&*store, skipped)? {
+        if let Some(Loaded { key, entry, .. }) = stored.load(|position| segments.read(position), skipped) {
+            export_torrent(&*store, &segments, &key, &entry, out)?;
+            done.torrents += 1;
+        }
+    }
     let mut failed = Ok(());
     Desk::new(store.clone()).for_each_page(|(key, _), page| {
         let Some((page, _)) = page else { return };

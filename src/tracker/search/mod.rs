@@ -5,6 +5,7 @@
 //! forgiven in longer words.
 
 mod best;
+mod build;
 mod set;
 mod typo;
 mod words;
@@ -17,6 +18,7 @@ use std::ops::Bound;
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
 use best::Best;
+pub use build::{Builder, Part};
 use set::Set;
 use words::QueryWord;
 
@@ -26,6 +28,12 @@ pub const MAX_QUERY_WORDS: usize = 32;
 const TYPO_FROM_CHARS: usize = 5;
 /// A shorter word that stands somewhere is meant as it stands: every tenth word begins with `s`.
 const PREFIX_FROM_CHARS: usize = 3;
+/// So many torrents are looked up one by one in a further word's list, in place of the whole list.
+const FEW: u64 = 4_096;
+/// Looking one up in a list costs as much as taking so many of its numbers.
+const LOOKUP_COST: usize = 32;
+/// What is thought of a word that is not in the dictionary: it may begin many others.
+const FREQUENCY_OF_OTHERS: usize = 10_000;
 /// Withdrawn torrents are swept out of the lists when they outnumber the others by this factor's inverse, and this many.
 const COMPACT_FROM: usize = 10_000;
 /// Begins the dictionary's entries for types: sorts before every letter, occurs in no word.
@@ -46,7 +54,8 @@ pub struct Document<'a> {
 pub struct Prepared {
     key: InfoHash,
     size: u64,
-    words: BTreeSet<String>,
+    /// Each once.
+    words: Vec<Box<str>>,
     names: [u64; 2],
 }
 
@@ -57,18 +66,28 @@ impl Prepared {
     }
 
     pub fn new(document: Document<'_>) -> Prepared {
-        let mut words: BTreeSet<String> = words::name_words(document.name).into_iter().collect();
+        let mut words = words::name_words(document.name);
         for path in document.paths {
             words.extend(words::name_words(&path));
             if words.len() >= words::MAX_WORDS {
-                break;
+                each_once(&mut words);
+                if words.len() >= words::MAX_WORDS {
+                    break;
+                }
             }
         }
         words.extend(document.types.iter().map(|file_type| type_word(file_type)));
+        each_once(&mut words);
+        let words = words.into_iter().map(String::into_boxed_str).collect();
         let (stem, _) = crate::wire::name::split_extension(document.name);
         let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
         Prepared { key: document.key, size: document.size, words, names }
     }
+}
+
+fn each_once(words: &mut Vec<String>) {
+    words.sort_unstable();
+    words.dedup();
 }
 
 /// Torrents in the order of the answer.
@@ -111,6 +130,12 @@ struct Standing {
     names: [u16; 2],
 }
 
+impl Standing {
+    fn new(names: [u64; 2]) -> Standing {
+        Standing { seeders: 0, names: names.map(end_of) }
+    }
+}
+
 /// The torrents in which a word occurs, ascending. Most words occur once.
 enum Postings {
     One(u32),
@@ -133,6 +158,36 @@ impl Postings {
         }
     }
 
+    /// Those of them that matter.
+    fn add_to(&self, set: &mut Set, within: Within<'_>) {
+        let numbers = self.numbers();
+        match within {
+            Some(few) if few.len() * LOOKUP_COST < numbers.len() => {
+                few.iter()
+                    .filter(|number| numbers.binary_search(number).is_ok())
+                    .for_each(|number| set.insert(*number));
+            }
+            _ => set.extend(numbers),
+        }
+    }
+
+    /// The same, counted from another beginning.
+    fn moved(self, by: u32) -> Postings {
+        match self {
+            Postings::One(number) => Postings::One(number + by),
+            Postings::Many(mut numbers) => {
+                numbers.iter_mut().for_each(|number| *number += by);
+                numbers.shrink_to_fit();
+                Postings::Many(numbers)
+            }
+        }
+    }
+
+    /// Numbers greater than all before.
+    fn append(&mut self, others: &Postings) {
+        *self = Postings::Many([self.numbers(), others.numbers()].concat());
+    }
+
     /// Numbers anew; `None` when nobody is left.
     fn renumbered(&self, new: impl Fn(u32) -> Option<u32>) -> Option<Postings> {
         match self.numbers().iter().filter_map(|number| new(*number)).collect::<Vec<u32>>() {
@@ -141,6 +196,9 @@ impl Postings {
         }
     }
 }
+
+/// The only torrents that still matter, ascending, when they are few.
+type Within<'a> = Option<&'a [u32]>;
 
 /// Better first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -186,17 +244,17 @@ impl Index {
         }
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
         for word in prepared.words {
-            self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
-            match self.dictionary.get_mut(word.as_str()) {
+            match self.dictionary.get_mut(&word) {
                 Some(postings) => postings.push(number),
                 None => {
-                    self.dictionary.insert(word.into(), Postings::One(number));
+                    self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
+                    self.dictionary.insert(word, Postings::One(number));
                 }
             }
         }
         let Prepared { key, size, names, .. } = prepared;
         self.torrents.push(Torrent { key, size, names });
-        self.standings.push(Standing { seeders: 0, names: names.map(end_of) });
+        self.standings.push(Standing::new(names));
         self.numbers.insert(key, number);
         self.live.insert(number);
     }
@@ -226,28 +284,18 @@ impl Index {
         }
         let mut allowed = self.live.clone();
         if let Some(file_type) = &query.file_type {
-            allowed.intersect(&self.exact(&type_word(file_type)));
+            allowed.intersect(&self.exact(&type_word(file_type), None));
         }
         if words.is_empty() {
             return Ok(self.newest(&allowed, query));
         }
-        let sets: Vec<WordSets> = words.iter().map(|word| self.sets(word)).collect();
-        let mut exact = allowed.clone();
-        let mut prefix = allowed.clone();
-        for set in &sets {
-            exact.intersect(&set.exact);
-            prefix.intersect_either(&set.exact, &set.prefix);
-        }
-        prefix.subtract(&exact);
+        let (exact, prefix) = self.matching(&words, &allowed, false);
         let mut best = Best::new(query.offset, query.limit);
         let name = digest(&words::plain(&query.q));
         self.offer(&exact, query, &mut best, |number, standing| self.rank_of_exact(number, standing, name));
         self.offer(&prefix, query, &mut best, |_, _| Rank::Prefix);
         if best.is_empty() {
-            let mut near = allowed;
-            for (word, set) in words.iter().zip(&sets) {
-                near.intersect_either(&set.exact, &self.with_typos(word, &set.prefix));
-            }
+            let (_, near) = self.matching(&words, &allowed, true);
             self.offer(&near, query, &mut best, |_, _| Rank::Typo);
         }
         let (total, page) = best.page();
@@ -297,24 +345,57 @@ impl Index {
         found
     }
 
-    fn sets(&self, word: &QueryWord) -> WordSets {
-        if word.unspaced {
-            let mut exact = self.exact(&word.whole);
-            let prefix = if word.parts.is_empty() {
-                self.prefix(&word.whole)
-            } else {
-                // Found anywhere within a run is as good as the run.
-                exact.unite(&self.all_of(&word.parts, |part| self.exact(part)));
-                Set::default()
-            };
-            return WordSets { exact, prefix };
+    /// Those of `allowed` in which every word stands as it is, and the others in which every word stands in some way.
+    fn matching(&self, words: &[QueryWord], allowed: &Set, typos: bool) -> (Set, Set) {
+        let mut rarest_first: Vec<&QueryWord> = words.iter().collect();
+        rarest_first.sort_by_cached_key(|word| self.frequency(word));
+        let (mut exact, mut either) = (allowed.clone(), allowed.clone());
+        let mut within: Option<Vec<u32>> = None;
+        for word in rarest_first {
+            let mut sets = self.sets(word, within.as_deref());
+            if typos {
+                self.add_typos(word, within.as_deref(), &mut sets.prefix);
+            }
+            exact.intersect(&sets.exact);
+            either.intersect_either(&sets.exact, &sets.prefix);
+            match either.count() {
+                0 => break,
+                left if left <= FEW => within = Some(either.iter().collect()),
+                _ => {}
+            }
         }
-        let mut exact = self.exact(&word.whole);
-        let short = word.whole.chars().count() < PREFIX_FROM_CHARS && !exact.is_empty();
-        let mut prefix = if short { Set::default() } else { self.prefix(&word.whole) };
+        exact.intersect(&either);
+        either.subtract(&exact);
+        (exact, either)
+    }
+
+    /// About how many torrents have the word.
+    fn frequency(&self, word: &QueryWord) -> usize {
+        let of = |word: &str| self.dictionary.get(word).map_or(0, |postings| postings.numbers().len());
+        let parts = word.parts.iter().map(|part| of(part)).min().unwrap_or_default();
+        match of(&word.whole) + parts {
+            0 => FREQUENCY_OF_OTHERS,
+            frequency => frequency,
+        }
+    }
+
+    fn sets(&self, word: &QueryWord, within: Within<'_>) -> WordSets {
+        let mut exact = self.exact(&word.whole, within);
         if !word.parts.is_empty() {
-            exact.unite(&self.all_of(&word.parts, |part| self.exact(part)));
-            prefix.unite(&self.all_of(&word.parts, |part| self.prefix(part)));
+            exact.unite(&self.all_of(&word.parts, |part| self.exact(part, within)));
+        }
+        if word.unspaced && !word.parts.is_empty() {
+            // Found anywhere within a run is as good as the run.
+            return WordSets { exact, prefix: Set::default() };
+        }
+        let short = !word.unspaced && word.whole.chars().count() < PREFIX_FROM_CHARS;
+        let mut prefix = if short && self.dictionary.contains_key(word.whole.as_str()) {
+            Set::default()
+        } else {
+            self.prefix(&word.whole, within)
+        };
+        if !word.parts.is_empty() {
+            prefix.unite(&self.all_of(&word.parts, |part| self.prefix(part, within)));
         }
         WordSets { exact, prefix }
     }
@@ -327,29 +408,31 @@ impl Index {
         all
     }
 
-    fn exact(&self, word: &str) -> Set {
-        self.dictionary.get(word).map(|postings| Set::of(postings.numbers())).unwrap_or_default()
+    fn exact(&self, word: &str, within: Within<'_>) -> Set {
+        let mut set = Set::default();
+        if let Some(postings) = self.dictionary.get(word) {
+            postings.add_to(&mut set, within);
+        }
+        set
     }
 
-    fn prefix(&self, word: &str) -> Set {
+    fn prefix(&self, word: &str, within: Within<'_>) -> Set {
         let mut set = Set::default();
         let from = (Bound::Included(word), Bound::Unbounded);
         for (_, postings) in self.dictionary.range::<str, _>(from).take_while(|(other, _)| other.starts_with(word)) {
-            set.extend(postings.numbers());
+            postings.add_to(&mut set, within);
         }
         set
     }
 
-    fn with_typos(&self, word: &QueryWord, prefix: &Set) -> Set {
-        let mut set = prefix.clone();
+    fn add_typos(&self, word: &QueryWord, within: Within<'_>, set: &mut Set) {
         if !word.unspaced && word.whole.chars().count() >= TYPO_FROM_CHARS {
             typo::one_away(&word.whole, &self.letters, |near| {
                 if let Some(postings) = self.dictionary.get(near) {
-                    set.extend(postings.numbers());
+                    postings.add_to(set, within);
                 }
             });
         }
-        set
     }
 
     /// Numbers the living anew, in their order.
@@ -411,16 +494,26 @@ mod tests {
         InfoHash::new(bytes)
     }
 
-    fn enter(index: &mut Index, n: usize, name: &str, path: &str, size: u64) {
+    fn document(n: usize, name: &str, path: &str, size: u64) -> Prepared {
         let types = BTreeSet::from([crate::wire::name::split_extension(name).1.to_owned()]);
         let paths = &mut std::iter::once(path.to_owned());
-        index.insert(Prepared::new(Document { key: number(n), name, paths, types: &types, size }));
+        Prepared::new(Document { key: number(n), name, paths, types: &types, size })
+    }
+
+    fn enter(index: &mut Index, n: usize, name: &str, path: &str, size: u64) {
+        index.insert(document(n, name, path, size));
+    }
+
+    /// The `n`th of [`NAMES`].
+    pub(super) fn prepared(n: usize) -> Prepared {
+        let (name, path, _) = NAMES[n];
+        document(n, name, path, 1_000 * n as u64)
     }
 
     pub(super) fn catalogue() -> Index {
         let mut index = Index::default();
-        for (n, (name, path, seeders)) in NAMES.iter().enumerate() {
-            enter(&mut index, n, name, path, 1_000 * n as u64);
+        for (n, (_, _, seeders)) in NAMES.iter().enumerate() {
+            index.insert(prepared(n));
             index.set_seeders(&number(n), *seeders);
         }
         index

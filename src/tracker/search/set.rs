@@ -6,12 +6,6 @@ pub struct Set {
 }
 
 impl Set {
-    pub fn of(numbers: &[u32]) -> Set {
-        let mut set = Set::default();
-        set.extend(numbers);
-        set
-    }
-
     /// The numbers below `n`.
     pub fn first(n: usize) -> Set {
         let mut set = Set::default();
@@ -82,10 +76,6 @@ impl Set {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.words.iter().all(|word| *word == 0)
-    }
-
     pub fn count(&self) -> u64 {
         self.words.iter().map(|word| u64::from(word.count_ones())).sum()
     }
@@ -121,7 +111,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn set(numbers: &BTreeSet<u32>) -> Set {
-        Set::of(&numbers.iter().copied().collect::<Vec<_>>())
+        let mut set = Set::default();
+        set.extend(&numbers.iter().copied().collect::<Vec<_>>());
+        set
     }
 
     proptest! {

@@ -95,6 +95,8 @@ enum Class {
 
 fn class(char: char) -> Class {
     match char {
+        // Most are.
+        '0'..='9' | 'a'..='z' | 'A'..='Z' => Class::Letter,
         '\'' | '\u{2019}' | '\u{AD}' | '\u{200B}'..='\u{200D}' => Class::Nothing,
         '\u{300}'..='\u{36F}' | '\u{1AB0}'..='\u{1AFF}' | '\u{1DC0}'..='\u{1DFF}' | '\u{20D0}'..='\u{20FF}' => {
             Class::Nothing
@@ -112,9 +114,15 @@ fn class(char: char) -> Class {
 /// Maximal runs of letters and digits, and of unspaced script, the first `max` of them. A text without any is one run of
 /// what it is, so that even `???` can be found.
 fn runs(text: &str, max: usize) -> Vec<Run> {
+    if text.is_ascii() {
+        return runs_of(text, text.chars(), max);
+    }
+    runs_of(text, DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars()), max)
+}
+
+fn runs_of(text: &str, decomposed: impl Iterator<Item = char>, max: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut last = Class::Separator;
-    let decomposed = DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars());
     for char in decomposed {
         let class = class(char);
         let full = runs.len() == max;
@@ -181,6 +189,10 @@ fn chunks(pieces: &[&[char]]) -> Vec<String> {
 
 fn lower(chars: &[char]) -> String {
     let mut word = String::with_capacity(chars.len());
+    if chars.iter().all(char::is_ascii) {
+        word.extend(chars.iter().map(char::to_ascii_lowercase));
+        return word;
+    }
     for char in chars.iter().flat_map(|char| char.to_lowercase()) {
         // Letters that Unicode does not take apart, and that people type without.
         match char {
