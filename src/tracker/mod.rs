@@ -241,14 +241,20 @@ impl Prepared {
         std::fs::create_dir_all(state_dir).map_err(state)?;
         let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
         let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
-        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), options.caps, clock.unix_seconds())?);
         let own = OwnAddresses::new(public_ip);
         own.refresh();
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
         let gate = Gate::load(options.lists.clone())?;
         let announcer = Arc::new(Announcer { own, trusted_proxies, gate, ..Announcer::default() });
         let mut rng = seeded_rng().map_err(state)?;
-        let keeper = Arc::new(Keeper::start(&announcer, store.clone(), state_dir, clock, &mut rng)?);
+        let unix_seconds = clock.unix_seconds();
+        // A million of each take seconds: side by side.
+        let (keeper, catalogue) = std::thread::scope(|scope| {
+            let keeper = scope.spawn(|| Keeper::start(&announcer, store.clone(), state_dir, clock, &mut rng));
+            let catalogue = Catalogue::open(state_dir, store.clone(), options.caps, unix_seconds);
+            (keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), catalogue)
+        });
+        let (keeper, catalogue) = (Arc::new(keeper?), Arc::new(catalogue?));
         Ok(Prepared { bound, proxy_header, options, announcer, ids, store, catalogue, keeper })
     }
 

@@ -17,11 +17,11 @@ impl Builder {
     pub fn push(&mut self, prepared: Prepared) {
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
         let Prepared { key, size, words, names } = prepared;
-        for word in words {
-            match self.words.get_mut(&word) {
+        for word in words.iter() {
+            match self.words.get_mut(word) {
                 Some(postings) => postings.push(number),
                 None => {
-                    self.words.insert(word, Postings::One(number));
+                    self.words.insert(word.into(), Postings::One(number));
                 }
             }
         }

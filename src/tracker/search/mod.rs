@@ -20,7 +20,7 @@ use crate::wire::id::InfoHash;
 use best::Best;
 pub use build::{Builder, Part};
 use set::Set;
-use words::QueryWord;
+use words::{QueryWord, WordList};
 
 /// Words of one query: what a person types, and no lever for slow queries.
 pub const MAX_QUERY_WORDS: usize = 32;
@@ -55,7 +55,7 @@ pub struct Prepared {
     key: InfoHash,
     size: u64,
     /// Each once.
-    words: Vec<Box<str>>,
+    words: WordList,
     names: [u64; 2],
 }
 
@@ -66,28 +66,20 @@ impl Prepared {
     }
 
     pub fn new(document: Document<'_>) -> Prepared {
-        let mut words = words::name_words(document.name);
+        let mut words = WordList::default();
+        words::name_words(document.name, &mut words);
         for path in document.paths {
-            words.extend(words::name_words(&path));
-            if words.len() >= words::MAX_WORDS {
-                each_once(&mut words);
-                if words.len() >= words::MAX_WORDS {
-                    break;
-                }
+            words::name_words(&path, &mut words);
+            if words.is_full() && !words.each_once() {
+                break;
             }
         }
-        words.extend(document.types.iter().map(|file_type| type_word(file_type)));
-        each_once(&mut words);
-        let words = words.into_iter().map(String::into_boxed_str).collect();
+        document.types.iter().for_each(|file_type| words.push(&type_word(file_type)));
+        words.each_once();
         let (stem, _) = crate::wire::name::split_extension(document.name);
         let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
         Prepared { key: document.key, size: document.size, words, names }
     }
-}
-
-fn each_once(words: &mut Vec<String>) {
-    words.sort_unstable();
-    words.dedup();
 }
 
 /// Torrents in the order of the answer.
@@ -243,12 +235,12 @@ impl Index {
             return;
         }
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
-        for word in prepared.words {
-            match self.dictionary.get_mut(&word) {
+        for word in prepared.words.iter() {
+            match self.dictionary.get_mut(word) {
                 Some(postings) => postings.push(number),
                 None => {
                     self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
-                    self.dictionary.insert(word, Postings::One(number));
+                    self.dictionary.insert(word.into(), Postings::One(number));
                 }
             }
         }
