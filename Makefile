@@ -27,7 +27,7 @@ fuzz:
 
 bench:
 	$(CARGO) build --release --bins
-	$(CARGO) bench
+	$(CARGO) bench --bench tracker
 	$(CARGO) run --release --example swarmsim
 
 install:

@@ -36,7 +36,7 @@ ip netns add "$namespace"
 ip -n "$namespace" link set lo up
 ip -n "$namespace" addr add "$address/24" dev lo
 # aquatic_http's rings lie in locked memory.
-ulimit -l unlimited
+ulimit -l unlimited || echo "locked memory stays limited to $(ulimit -l) KiB" >&2
 
 cat >"$folder/aquatic.toml" <<END
 socket_workers = 1
@@ -102,17 +102,19 @@ for _ in $(seq "$pairs"); do
         ip netns exec "$namespace" taskset -c 1 "aquatic_${transport}_load_test" -c "$folder/load-$transport.toml" \
             >"$folder/report" 2>&1 &
         load=$!
-        sleep $((seconds - 1))
+        sleep $((seconds / 2))
         busy=$(processor_time "$load")
+        sleep $((seconds / 4))
+        busy=$(echo "$busy" "$(processor_time "$load")" $((seconds / 4)) | awk '{ print ($2 - $1) / $3 }')
         wait "$load"
         after=$(processor_time "$pid")
         awk -v tracker="$tracker" -v used="$before $after" -v seconds="$seconds" -v busy="$busy" '
-            /# aquatic load test report/ { report = 1 }
-            /Average responses per second|responses per second/ { rate = $NF }
-            /Peers per announce response|peers per response/ { peers = $NF }
+            /Test ran for/ { seconds = $4 }
+            /Average responses per second/ { rate = $NF }
+            /Peers per announce response/ { peers = $NF }
             END {
                 split(used, cpu, " ")
-                print tracker, rate, rate * seconds / (cpu[2] - cpu[1]), peers, 100 * busy / (seconds - 1)
+                print tracker, rate, rate * seconds / (cpu[2] - cpu[1]), peers ? peers : "-", 100 * busy
             }
         ' "$folder/report"
         [ "$tracker" = trackerd ] || end_tracker

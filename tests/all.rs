@@ -13,5 +13,6 @@ mod support;
 mod swarm;
 mod tidy;
 mod tracker;
+mod tracker_clients;
 mod units;
 mod watch;

@@ -92,7 +92,8 @@ fn publish(trackerd: &Trackerd, names: &Names, torrents: u32) -> Result<Vec<Info
         }
         Ok(())
     })?;
-    let slowest = seconds.windows(11).map(|window| (window[10] - window[0]) / 10).min().unwrap_or_default();
+    let in_10_s = seconds.windows(11).map(|window| (window[10] - window[0]) / 10);
+    let slowest = in_10_s.min().map_or_else(|| "?".to_owned(), |slowest| slowest.to_string());
     let rate = f64::from(torrents) / started.elapsed().as_secs_f64();
     println!("published: {rate:.0}/s, {slowest}/s in the slowest 10 s (at least 2000)");
     keys.sort_unstable_by_key(|(n, _)| *n);
