@@ -170,7 +170,7 @@ impl Catalogue {
         let seedless = seedless::load(&*store)?;
         let stored = registry::stored(&*store, left_out)?;
         let mut parts = Vec::new();
-        for (part, entries) in load_on_all_cores(stored, &segments, |key, entry| {
+        for Share { part, entries } in load_on_all_cores(stored, &segments, |key, entry| {
             entry.seedless = seedless.get(key).copied().unwrap_or(Seedless::since(unix_seconds));
         }) {
             parts.push(part);
@@ -411,12 +411,18 @@ fn left_out(key: &InfoHash, error: EntryError) {
     tracing::error!(%key, %error, "a published torrent is left out");
 }
 
+/// What one core has loaded.
+struct Share {
+    part: Part,
+    entries: Vec<(InfoHash, Box<Entry>)>,
+}
+
 /// The stored torrents and their words, in parts, the oldest first.
 fn load_on_all_cores(
     mut stored: Vec<Stored>,
     segments: &SegmentLog,
     complete: impl Fn(&InfoHash, &mut Entry) + Sync,
-) -> Vec<(Part, Vec<(InfoHash, Box<Entry>)>)> {
+) -> Vec<Share> {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_LOADERS));
     let each = stored.len().div_ceil(cores).max(1);
     let mut shares = Vec::new();
@@ -434,7 +440,7 @@ fn load_on_all_cores(
             }
             entries.push((key, Box::new(entry)));
         }
-        (builder.finish(), entries)
+        Share { part: builder.finish(), entries }
     };
     std::thread::scope(|scope| {
         let loaders: Vec<_> = shares.into_iter().rev().map(|share| scope.spawn(|| load(share))).collect();

@@ -374,30 +374,36 @@ impl Index {
     fn sets(&self, word: &QueryWord, within: Within<'_>) -> WordSets {
         let mut exact = self.exact(&word.whole, within);
         if !word.parts.is_empty() {
-            exact.unite(&self.all_of(&word.parts, |part| self.exact(part, within)));
+            exact.unite(&self.all_of(&word.parts, within));
         }
         if word.unspaced && !word.parts.is_empty() {
             // Found anywhere within a run is as good as the run.
             return WordSets { exact, prefix: Set::default() };
         }
-        let short = !word.unspaced && word.whole.chars().count() < PREFIX_FROM_CHARS;
-        let mut prefix = if short && self.dictionary.contains_key(word.whole.as_str()) {
-            Set::default()
-        } else {
-            self.prefix(&word.whole, within)
+        let mut prefix = match word.unspaced {
+            true => self.prefix(&word.whole, within),
+            false => self.beginning(&word.whole, within),
         };
-        if !word.parts.is_empty() {
-            prefix.unite(&self.all_of(&word.parts, |part| self.prefix(part, within)));
+        if let [whole @ .., last] = &word.parts[..] {
+            let mut parts = self.beginning(last, within);
+            parts.intersect(&self.all_of(whole, within));
+            prefix.unite(&parts);
         }
         WordSets { exact, prefix }
     }
 
-    fn all_of(&self, parts: &[String], set: impl Fn(&str) -> Set) -> Set {
+    fn all_of(&self, parts: &[String], within: Within<'_>) -> Set {
         let mut all = self.live.clone();
         for part in parts {
-            all.intersect(&set(part));
+            all.intersect(&self.exact(part, within));
         }
         all
+    }
+
+    /// As prefix, unless the word is short and stands somewhere.
+    fn beginning(&self, word: &str, within: Within<'_>) -> Set {
+        let short = word.chars().count() < PREFIX_FROM_CHARS;
+        if short && self.dictionary.contains_key(word) { self.exact(word, within) } else { self.prefix(word, within) }
     }
 
     fn exact(&self, word: &str, within: Within<'_>) -> Set {
