@@ -103,9 +103,8 @@ fn transmission(host: &Host, work: &Path, torrent: &Path, folder: &Path) -> Clie
     let settings = serde_json::json!({
         "download-dir": folder,
         "incomplete-dir-enabled": false,
-        // A host of IPv6 alone reaches nobody by the other.
-        "bind-address-ipv4": if host.ip.is_ipv4() { host.ip.to_string() } else { "127.0.0.1".into() },
-        "bind-address-ipv6": if host.ip.is_ipv6() { host.ip.to_string() } else { "::".into() },
+        // Whatever stands here it asks the tracker from, over either family.
+        "bind-address-ipv4": if host.ip.is_ipv4() { host.ip.to_string() } else { "0.0.0.0".into() },
         "peer-port": PORT,
         "peer-port-random-on-start": false,
         "port-forwarding-enabled": false,
