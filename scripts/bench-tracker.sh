@@ -81,6 +81,7 @@ start() {
     ip netns exec "$namespace" taskset -c 0 "${program[@]}" >"$folder/log" 2>&1 &
     pid=$!
     sleep 1
+    [ "$1" = aquatic ] || until inside curl -sfo "$folder/health" "http://$address:3000/health"; do sleep 0.1; done
 }
 
 # Seconds of processor time that a process has had, all its threads together, those that have ended left out.
