@@ -31,7 +31,7 @@ soak:
 
 bench:
 	$(CARGO) build --release --bins
-	$(CARGO) bench
+	$(CARGO) bench --bench tracker
 	$(CARGO) run --release --example swarmsim
 
 install:

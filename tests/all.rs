@@ -17,5 +17,6 @@ mod support;
 mod swarm;
 mod tidy;
 mod tracker;
+mod tracker_clients;
 mod units;
 mod watch;

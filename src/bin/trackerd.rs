@@ -1,5 +1,7 @@
 //! The tracker as a program: arguments, background, signals.
 
+use std::fs::File;
+use std::io::{BufReader, BufWriter, stdin, stdout};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -12,7 +14,8 @@ use peerd::logging::{self, LogFormat};
 use peerd::tracker::check::describe;
 use peerd::tracker::config::FileConfig;
 use peerd::tracker::lists::ListFiles;
-use peerd::tracker::{STORE_DIR, Tracker, TrackerOptions, commands_for_others};
+use peerd::tracker::transfer;
+use peerd::tracker::{DEFAULT_PROXY_HEADER, STORE_DIR, Tracker, TrackerOptions, commands_for_others};
 use tokio::signal::unix::{SignalKind, signal};
 
 const DEFAULT_STATE_DIR: &str = "tracker";
@@ -41,7 +44,7 @@ struct RunArgs {
     #[arg(long, env = "TRACKERD_FOREGROUND")]
     foreground: bool,
     /// A configuration file (TOML); its keys are these flags, list_peers, public_address, trusted_proxies,
-    /// allow_list, deny_list, hide_seedless_after_days and drop_seedless_after_days
+    /// proxy_header, allow_list, deny_list, publisher_list, hide_seedless_after_days and drop_seedless_after_days
     #[arg(long, value_name = "FILE", env = "TRACKERD_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -55,6 +58,17 @@ enum Command {
     },
     /// Say what a .torrent is, or why it would be refused
     Check { file: PathBuf },
+    /// Print everything that a stopped tracker keeps, as JSON lines
+    Export {
+        #[arg(long, value_name = "DIR", env = "TRACKERD_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+    },
+    /// Add what `export` has printed, from a file or from standard input, to what a stopped tracker keeps
+    Import {
+        #[arg(long, value_name = "DIR", env = "TRACKERD_STATE_DIR", default_value = DEFAULT_STATE_DIR)]
+        state_dir: PathBuf,
+        file: Option<PathBuf>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -65,6 +79,8 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }),
+        Some(Command::Export { state_dir }) => export(&state_dir),
+        Some(Command::Import { state_dir, file }) => import(&state_dir, file.as_deref()),
         None => run(cli.run),
     };
     match done {
@@ -87,8 +103,9 @@ fn run(args: RunArgs) -> anyhow::Result<ExitCode> {
         list_peers: file.list_peers.unwrap_or(true),
         public_address: file.public_address,
         trusted_proxies: file.trusted_proxies,
+        proxy_header: file.proxy_header.unwrap_or_else(|| DEFAULT_PROXY_HEADER.to_owned()),
         patience,
-        lists: ListFiles { allow: file.allow_list, deny: file.deny_list },
+        lists: ListFiles { allow: file.allow_list, deny: file.deny_list, publishers: file.publisher_list },
         ..TrackerOptions::new(&state_dir)
     };
     let log = state_dir.join("trackerd.log");
@@ -136,7 +153,7 @@ async fn serve(options: TrackerOptions, readiness: Option<Readiness>) -> anyhow:
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
             _ = hangup.recv() => match tracker.reload_lists().await {
-                Ok((allowed, denied)) => tracing::info!(?allowed, denied, "the lists were read again"),
+                Ok(listed) => tracing::info!(?listed, "the lists were read again"),
                 Err(error) => tracing::error!(%error, "the lists stay as they were"),
             },
         }
@@ -158,6 +175,24 @@ fn greeting(addresses: &[SocketAddr], state_dir: &Path) -> String {
         commands.iter().for_each(|command| text.push_str(&format!("  {command}\n")));
     }
     text
+}
+
+fn export(state_dir: &Path) -> anyhow::Result<ExitCode> {
+    let done = transfer::export(state_dir, &mut BufWriter::new(stdout().lock()))?;
+    eprintln!("{} torrents and {} peers were exported.", done.torrents, done.peers);
+    Ok(ExitCode::SUCCESS)
+}
+
+fn import(state_dir: &Path, file: Option<&Path>) -> anyhow::Result<ExitCode> {
+    let done = match file {
+        Some(file) => {
+            let opened = File::open(file).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+            transfer::import(state_dir, &mut BufReader::new(opened))?
+        }
+        None => transfer::import(state_dir, &mut stdin().lock())?,
+    };
+    println!("{} torrents and {} peers were new and have been imported.", done.torrents, done.peers);
+    Ok(ExitCode::SUCCESS)
 }
 
 fn stop(state_dir: &Path) -> anyhow::Result<ExitCode> {

@@ -4,27 +4,57 @@
 pub mod seedless;
 
 use std::collections::HashMap;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::seedless::Seedless;
+use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
-use super::registry::{self, Entry, MAX_PUBLISHERS, Summary};
-use super::scribe::Scribe;
-use super::search::{Index, Prepared, TooManyWords};
+use super::publishers::Publishers;
+use super::registry::{self, Entry, EntryError, Loaded, MAX_PUBLISHERS, Stored, Summary};
+use super::scribe::{MAX_UNWRITTEN, Scribe};
+use super::search::{Builder, Index, Part, Prepared, TooManyWords};
 use crate::db::segments::{SegmentError, SegmentLog};
-use crate::db::{Store, StoreError};
+use crate::db::{Batch, Store, StoreError};
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
 use crate::wire::metainfo::Metainfo;
 
 /// Torrents known at most: some 2 GB of memory. Beyond, publishing is refused.
 const MAX_TORRENTS: usize = 2_000_000;
+/// Threads that load what is stored: the disk is not faster with more.
+const MAX_LOADERS: usize = 16;
 /// A withdrawn `.torrent` is served this long to those in the middle of it.
 const SERVED_AFTER_WITHDRAWAL_S: u64 = 3_600;
 /// The disk keeps this much for others.
-const RESERVE_BYTES: u64 = 256 << 20;
+pub const RESERVE_BYTES: u64 = 256 << 20;
+
+/// What the catalogue may grow to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Caps {
+    pub torrents: usize,
+    /// Changes that wait for the disk.
+    pub unwritten: usize,
+    /// Bytes that the disk keeps for others.
+    pub reserve_bytes: u64,
+}
+
+impl Default for Caps {
+    fn default() -> Caps {
+        Caps { torrents: MAX_TORRENTS, unwritten: MAX_UNWRITTEN, reserve_bytes: RESERVE_BYTES }
+    }
+}
+
+/// Who signed a publication.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Signed {
+    pub publisher: Publisher,
+    pub freshness: Freshness,
+    /// Torrents that this key may publish.
+    pub most: usize,
+}
 
 /// Why the catalogue cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +82,8 @@ pub enum PublishError {
     Replayed,
     #[error("the catalogue is full")]
     Full,
+    #[error("this key publishes {0} torrents, which is all that it may: withdraw some")]
+    TooMany(usize),
     #[error("the tracker's disk does not keep up: try again in a minute")]
     Behind,
     #[error("the tracker's disk is full")]
@@ -85,19 +117,40 @@ pub struct Catalogue {
     segments: Arc<SegmentLog>,
     scribe: Scribe,
     state_dir: PathBuf,
+    caps: Caps,
 }
 
 #[derive(Default)]
 struct Tables {
-    /// The withdrawn ones too, until they are dropped.
-    entries: HashMap<InfoHash, Entry>,
+    /// The withdrawn ones too, until they are dropped. Boxed: a table that grows holds its places twice, and half of them
+    /// are empty.
+    entries: HashMap<InfoHash, Box<Entry>>,
+    publishers: Publishers,
     /// Those that can be found.
     index: Index,
 }
 
 impl Tables {
     fn is_live(&self, key: &InfoHash) -> bool {
-        self.entries.get(key).is_some_and(|entry| entry.withdrawn_at.is_none())
+        self.live(key).is_some()
+    }
+
+    fn live(&self, key: &InfoHash) -> Option<&Entry> {
+        self.entries.get(key).map(Box::as_ref).filter(|entry| entry.withdrawn_at.is_none())
+    }
+
+    fn publishes(&self, entry: &Entry, publisher: &Publisher) -> bool {
+        self.publishers.number(publisher).is_some_and(|number| entry.publishers.contains(&number))
+    }
+
+    /// Forgets the torrent and who published it.
+    fn delete(&mut self, key: &InfoHash, batch: &mut Batch) {
+        let Some(entry) = self.entries.remove(key) else { return };
+        seedless::forget(key, &entry, batch);
+        registry::delete(key, batch);
+        for number in entry.publishers {
+            registry::delete_publisher(key, &self.publishers.remove(number), batch);
+        }
     }
 }
 
@@ -106,23 +159,36 @@ impl Catalogue {
     ///
     /// # Errors
     /// When the disk fails. A torrent whose record or `.torrent` is damaged is left out, and logged.
-    pub fn open(state_dir: &Path, store: Arc<dyn Store>, unix_seconds: u64) -> Result<Catalogue, OpenError> {
-        let segments = Arc::new(SegmentLog::open(&state_dir.join("torrents"))?);
+    pub fn open(
+        state_dir: &Path,
+        store: Arc<dyn Store>,
+        caps: Caps,
+        unix_seconds: u64,
+    ) -> Result<Catalogue, OpenError> {
+        let segments = Arc::new(SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?);
         let mut tables = Tables::default();
-        let mut seedless = seedless::load(&*store)?;
-        let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
-        for mut loaded in registry::load(&*store, |position| segments.read(position), skipped)? {
-            loaded.entry.seedless = seedless.remove(&loaded.key).unwrap_or(Seedless::since(unix_seconds));
-            if loaded.entry.is_found() {
-                tables.index.insert(loaded.prepared);
-            }
-            tables.entries.insert(loaded.key, loaded.entry);
+        let seedless = seedless::load(&*store)?;
+        let stored = registry::stored(&*store, left_out)?;
+        let mut parts = Vec::new();
+        for Share { part, entries } in load_on_all_cores(stored, &segments, |key, entry| {
+            entry.seedless = seedless.get(key).copied().unwrap_or(Seedless::since(unix_seconds));
+        }) {
+            parts.push(part);
+            tables.entries.extend(entries);
         }
+        tables.index = Index::of_parts(parts);
+        drop(seedless);
+        let Tables { entries, publishers, .. } = &mut tables;
+        registry::for_each_publisher(&*store, None, |torrent, publisher| {
+            if let Some(entry) = entries.get_mut(torrent) {
+                entry.publishers.push(publishers.add(publisher));
+            }
+        })?;
         let content = content_file(state_dir, &tables, &segments)
             .map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
-        let scribe = Scribe::start(store, segments.clone(), content)
+        let scribe = Scribe::start(store, segments.clone(), content, caps.unwritten)
             .map_err(|source| OpenError::Io { path: state_dir.to_path_buf(), source })?;
-        Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf() })
+        Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf(), caps })
     }
 
     /// Torrents that can be found.
@@ -151,12 +217,11 @@ impl Catalogue {
     pub fn publish(
         &self,
         metainfo: &Metainfo,
-        publisher: Option<(Publisher, Freshness)>,
+        signed: Option<Signed>,
         unix_seconds: u64,
     ) -> Result<Published, PublishError> {
         let key = metainfo.info_hash();
-        self.admit(&key, publisher)?;
-        let publisher = publisher.map(|(publisher, _)| publisher);
+        self.admit(&key, signed)?;
         let prepared = self.prepare(metainfo, unix_seconds)?;
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
@@ -165,7 +230,7 @@ impl Catalogue {
         let entry = match (tables.entries.get_mut(&key), prepared) {
             (Some(entry), None) if live => entry,
             (_, Some((new, words))) if !live => {
-                let entry = tables.entries.entry(key).or_insert(new);
+                let entry = tables.entries.entry(key).or_insert(Box::new(new));
                 seedless::forget(&key, entry, &mut pending.batch);
                 entry.seedless = Seedless::since(unix_seconds);
                 entry.withdrawn_at = None;
@@ -180,10 +245,11 @@ impl Catalogue {
             // Withdrawn at this very moment: the client asks again.
             _ => return Err(PublishError::Behind),
         };
-        if let Some(publisher) = publisher.filter(|publisher| !entry.publishers.contains(publisher))
+        if let Some(Signed { publisher, .. }) = signed
             && entry.publishers.len() < MAX_PUBLISHERS
+            && tables.publishers.number(&publisher).is_none_or(|number| !entry.publishers.contains(&number))
         {
-            entry.publishers.push(publisher);
+            entry.publishers.push(tables.publishers.add(&publisher));
             registry::put_publisher(&key, &publisher, unix_seconds, &mut pending.batch);
         }
         Ok(if live { Published::Known } else { Published::New })
@@ -211,21 +277,29 @@ impl Catalogue {
         Ok(Some((entry, words)))
     }
 
-    fn admit(&self, key: &InfoHash, publisher: Option<(Publisher, Freshness)>) -> Result<(), PublishError> {
+    fn admit(&self, key: &InfoHash, signed: Option<Signed>) -> Result<(), PublishError> {
         let tables = self.read();
-        let entry = tables.entries.get(key).filter(|entry| entry.withdrawn_at.is_none());
-        if let Some((publisher, Freshness::Replayed)) = publisher
-            && !entry.is_some_and(|entry| entry.publishers.contains(&publisher))
+        let entry = tables.live(key);
+        if let Some(Signed { publisher, freshness, most }) = signed
+            && !entry.is_some_and(|entry| tables.publishes(entry, &publisher))
         {
-            return Err(PublishError::Replayed);
+            if freshness == Freshness::Replayed {
+                return Err(PublishError::Replayed);
+            }
+            // Those that come at the same moment are counted a moment later.
+            let has = tables.publishers.torrents(&publisher);
+            if has >= most {
+                return Err(PublishError::TooMany(has));
+            }
         }
-        if entry.is_none() && tables.entries.len() >= MAX_TORRENTS {
+        if entry.is_none() && tables.entries.len() >= self.caps.torrents {
             return Err(PublishError::Full);
         }
         if !self.scribe.has_room() {
             return Err(PublishError::Behind);
         }
-        if disk_is_full(&self.state_dir) { Err(PublishError::DiskFull) } else { Ok(()) }
+        let full = disk_is_full(&self.state_dir, self.caps.reserve_bytes);
+        if full { Err(PublishError::DiskFull) } else { Ok(()) }
     }
 
     /// Takes this publisher from the torrent; with the last one it leaves the search.
@@ -240,8 +314,9 @@ impl Catalogue {
         let tables = &mut *tables;
         let entry = tables.entries.get_mut(key).filter(|entry| entry.withdrawn_at.is_none());
         let entry = entry.ok_or(WithdrawError::Unknown)?;
-        let place = entry.publishers.iter().position(|known| known == publisher).ok_or(WithdrawError::NotPublisher)?;
-        entry.publishers.swap_remove(place);
+        let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
+        let place = entry.publishers.iter().position(|known| *known == number).ok_or(WithdrawError::NotPublisher)?;
+        tables.publishers.remove(entry.publishers.swap_remove(place));
         let mut pending = self.scribe.pending();
         registry::delete_publisher(key, publisher, &mut pending.batch);
         if entry.publishers.is_empty() {
@@ -270,8 +345,7 @@ impl Catalogue {
     /// Whether this key published it, and has not withdrawn it since.
     pub fn is_publisher(&self, key: &InfoHash, publisher: &Publisher) -> bool {
         let tables = self.read();
-        let entry = tables.entries.get(key).filter(|entry| entry.withdrawn_at.is_none());
-        entry.is_some_and(|entry| entry.publishers.contains(publisher))
+        tables.live(key).is_some_and(|entry| tables.publishes(entry, publisher))
     }
 
     /// Those of the concatenated keys that cannot be found, in the same form.
@@ -301,18 +375,15 @@ impl Catalogue {
             entry.withdrawn_at.is_some_and(|at| unix_seconds.saturating_sub(at) >= SERVED_AFTER_WITHDRAWAL_S)
         };
         let keys: Vec<InfoHash> =
-            self.read().entries.iter().filter(|(_, entry)| due(entry)).map(|(key, _)| *key).collect();
+            self.read().entries.iter().filter(|(_, entry)| due(entry.as_ref())).map(|(key, _)| *key).collect();
         if keys.is_empty() {
             return;
         }
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
         for key in keys {
-            if tables.entries.get(&key).is_some_and(due)
-                && let Some(entry) = tables.entries.remove(&key)
-            {
-                seedless::forget(&key, &entry, &mut pending.batch);
-                entry.delete(&key, &mut pending.batch);
+            if tables.entries.get(&key).is_some_and(|entry| due(entry)) {
+                tables.delete(&key, &mut pending.batch);
             }
         }
     }
@@ -336,10 +407,51 @@ impl Catalogue {
     }
 }
 
+fn left_out(key: &InfoHash, error: EntryError) {
+    tracing::error!(%key, %error, "a published torrent is left out");
+}
+
+/// What one core has loaded.
+struct Share {
+    part: Part,
+    entries: Vec<(InfoHash, Box<Entry>)>,
+}
+
+/// The stored torrents and their words, in parts, the oldest first.
+fn load_on_all_cores(
+    mut stored: Vec<Stored>,
+    segments: &SegmentLog,
+    complete: impl Fn(&InfoHash, &mut Entry) + Sync,
+) -> Vec<Share> {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_LOADERS));
+    let each = stored.len().div_ceil(cores).max(1);
+    let mut shares = Vec::new();
+    while !stored.is_empty() {
+        shares.push(stored.split_off(stored.len().saturating_sub(each)));
+    }
+    let load = |share: Vec<Stored>| {
+        let (mut builder, mut entries) = (Builder::default(), Vec::with_capacity(share.len()));
+        for stored in share {
+            let Some(loaded) = stored.load(|position| segments.read(position), left_out) else { continue };
+            let Loaded { key, mut entry, metainfo } = loaded;
+            complete(&key, &mut entry);
+            if entry.is_found() {
+                builder.push(entry.summary.prepare(key, metainfo.as_ref()));
+            }
+            entries.push((key, Box::new(entry)));
+        }
+        Share { part: builder.finish(), entries }
+    };
+    std::thread::scope(|scope| {
+        let loaders: Vec<_> = shares.into_iter().rev().map(|share| scope.spawn(|| load(share))).collect();
+        loaders.into_iter().map(|loader| loader.join().unwrap_or_else(|panic| resume_unwind(panic))).collect()
+    })
+}
+
 /// Whether the disk is full but for what is left to others.
-pub fn disk_is_full(state_dir: &Path) -> bool {
+pub fn disk_is_full(state_dir: &Path, reserve_bytes: u64) -> bool {
     let free = nix::sys::statvfs::statvfs(state_dir);
-    free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size()) < RESERVE_BYTES
+    free.map_or(u64::MAX, |disk| disk.blocks_available() * disk.fragment_size()) < reserve_bytes
 }
 
 /// The content file as the registry demands it.
@@ -363,7 +475,7 @@ fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::db::MemStore;
     use crate::wire::id::PieceCheck;
@@ -373,7 +485,7 @@ mod tests {
 
     const HOUR: u64 = SERVED_AFTER_WITHDRAWAL_S;
 
-    pub(super) fn torrent(name: &str, files: &[&str]) -> Metainfo {
+    pub(in crate::tracker) fn torrent(name: &str, files: &[&str]) -> Metainfo {
         let name = FileName::new(name.as_bytes()).unwrap();
         let paths = files.iter().map(|file| (RelPath::parse(file.as_bytes()).unwrap(), 5));
         let files = if files.is_empty() { SpecFiles::Single(10) } else { SpecFiles::Multi(paths.collect()) };
@@ -383,25 +495,25 @@ mod tests {
         Metainfo::parse(&build(&spec, None, Some(&folder)).unwrap()).unwrap()
     }
 
-    pub(super) fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
+    pub(in crate::tracker) fn found(catalogue: &Catalogue, words: &str) -> Vec<String> {
         let (total, page) = catalogue.search(&SearchQuery::words(words)).unwrap();
         assert_eq!(total, page.len() as u64);
-        page.into_iter().map(|found| found.summary.name).collect()
+        page.into_iter().map(|found| found.summary.name.into()).collect()
     }
 
-    pub(super) fn content(catalogue: &Catalogue) -> String {
+    pub(in crate::tracker) fn content(catalogue: &Catalogue) -> String {
         std::fs::read_to_string(catalogue.content_path()).unwrap()
     }
 
-    pub(super) fn by(n: u8) -> Option<(Publisher, Freshness)> {
-        Some(([n; 32], Freshness::New))
+    pub(in crate::tracker) fn by(n: u8) -> Option<Signed> {
+        Some(Signed { publisher: [n; 32], freshness: Freshness::New, most: 100 })
     }
 
     #[test]
     fn publishers_come_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(MemStore::new());
-        let catalogue = Catalogue::open(dir.path(), store, 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store, Caps::default(), 0).unwrap();
         let metainfo = torrent("got5.mp4", &[]);
         let key = metainfo.info_hash();
         assert_eq!(catalogue.publish(&metainfo, by(1), 100).unwrap(), Published::New);
@@ -426,14 +538,37 @@ mod tests {
     #[test]
     fn a_replayed_signature_does_nothing_that_was_undone() {
         let dir = tempfile::tempdir().unwrap();
-        let catalogue = Catalogue::open(dir.path(), Arc::new(MemStore::new()), 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), Arc::new(MemStore::new()), Caps::default(), 0).unwrap();
         let metainfo = torrent("a", &[]);
-        let replayed = Some(([1; 32], Freshness::Replayed));
+        let replayed = by(1).map(|by| Signed { freshness: Freshness::Replayed, ..by });
         assert!(matches!(catalogue.publish(&metainfo, replayed, 1), Err(PublishError::Replayed)));
         catalogue.publish(&metainfo, by(1), 1).unwrap();
         assert_eq!(catalogue.publish(&metainfo, replayed, 2).unwrap(), Published::Known);
         catalogue.withdraw(&metainfo.info_hash(), &[1; 32], 3).unwrap();
         assert!(matches!(catalogue.publish(&metainfo, replayed, 4), Err(PublishError::Replayed)));
+    }
+
+    #[test]
+    fn a_publisher_has_its_share_over_restarts_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(MemStore::new());
+        let few = |n| by(n).map(|by| Signed { most: 2, ..by });
+        let torrents: Vec<Metainfo> = ["a", "b", "c", "d"].iter().map(|name| torrent(name, &[])).collect();
+        let publish = |catalogue: &Catalogue, n: usize, by| catalogue.publish(&torrents[n], by, 1);
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
+        publish(&catalogue, 0, few(2)).unwrap();
+        publish(&catalogue, 0, few(1)).unwrap();
+        publish(&catalogue, 1, few(1)).unwrap();
+        assert!(matches!(publish(&catalogue, 2, few(1)), Err(PublishError::TooMany(2))));
+        assert_eq!(publish(&catalogue, 1, few(1)).unwrap(), Published::Known, "it is its own already");
+        publish(&catalogue, 2, few(2)).unwrap();
+        publish(&catalogue, 3, None).unwrap();
+        catalogue.stop();
+        drop(catalogue);
+        let catalogue = Catalogue::open(dir.path(), store, Caps::default(), 0).unwrap();
+        assert!(matches!(publish(&catalogue, 3, few(1)), Err(PublishError::TooMany(2))));
+        catalogue.withdraw(&torrents[0].info_hash(), &[1; 32], 2).unwrap();
+        publish(&catalogue, 3, few(1)).unwrap();
     }
 
     #[test]
@@ -444,7 +579,7 @@ mod tests {
         let folder = torrent("Album.2.0", &["one.flac", "sub/two.flac", "cover.jpg"]);
         let long = torrent(&"x".repeat(255), &[]);
         let gone = torrent("gone.txt", &[]);
-        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
         for (at, metainfo) in [(1, &single), (2, &folder), (3, &long), (4, &gone)] {
             catalogue.publish(metainfo, by(1), at).unwrap();
         }
@@ -458,7 +593,7 @@ mod tests {
         std::fs::write(catalogue.content_path(), &content(&catalogue)[..cut]).unwrap();
         drop(catalogue);
 
-        let catalogue = Catalogue::open(dir.path(), store, 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store, Caps::default(), 0).unwrap();
         assert_eq!(found(&catalogue, ""), [&"x".repeat(255), "Album.2.0", "Film (2020).mkv"]);
         assert_eq!(found(&catalogue, "two flac"), ["Album.2.0"]);
         assert_eq!(found(&catalogue, "some folder film"), ["Film (2020).mkv"]);
@@ -477,7 +612,7 @@ mod tests {
     fn publications_reach_the_disk_by_themselves() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(MemStore::new());
-        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
         let metainfo = torrent("a.txt", &[]);
         catalogue.publish(&metainfo, by(1), 1).unwrap();
         let deadline = Instant::now() + Duration::from_secs(5);

@@ -22,13 +22,17 @@ pub struct FileConfig {
     pub list_peers: Option<bool>,
     /// `host` or `host:port` by which this tracker is known outside.
     pub public_address: Option<String>,
-    /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
+    /// Proxies whose word on who asks, and whose clients' `ip=`, are believed.
     #[serde(default)]
     pub trusted_proxies: Vec<IpAddr>,
+    /// The header in which they say who asks: the last address in it; X-Forwarded-For by default.
+    pub proxy_header: Option<String>,
     /// A file of info-hashes, a line each: nothing else is tracked. Read again on SIGHUP, as the next one.
     pub allow_list: Option<PathBuf>,
     /// A file of info-hashes that are not tracked.
     pub deny_list: Option<PathBuf>,
+    /// A file of public keys and the number of torrents that each may publish; `*` stands for the others.
+    pub publisher_list: Option<PathBuf>,
     /// Days after which a published torrent without a seeder is no longer found by searches; 30 by default.
     pub hide_seedless_after_days: Option<u32>,
     /// Days after which it is forgotten; 180 by default.
@@ -86,7 +90,7 @@ mod tests {
     fn every_key() {
         let text = "listen = [\"0.0.0.0:80\", \"[::]:80\"]\nstate-dir = \"a b\"\nforeground = true\nlist_peers = false\n\
             public_address = \"t.example:80\"\ntrusted_proxies = [\"10.0.0.1\", \"::1\"]\n\
-            allow_list = \"allow\"\ndeny_list = \"deny\"\n\
+            proxy_header = \"X-Real-IP\"\nallow_list = \"allow\"\ndeny_list = \"deny\"\npublisher_list = \"who\"\n\
             hide_seedless_after_days = 7\ndrop_seedless_after_days = 70\n";
         let expected = FileConfig {
             listen: Some(vec!["0.0.0.0:80".parse().unwrap(), "[::]:80".parse().unwrap()]),
@@ -95,8 +99,10 @@ mod tests {
             list_peers: Some(false),
             public_address: Some("t.example:80".into()),
             trusted_proxies: vec!["10.0.0.1".parse().unwrap(), "::1".parse().unwrap()],
+            proxy_header: Some("X-Real-IP".into()),
             allow_list: Some("allow".into()),
             deny_list: Some("deny".into()),
+            publisher_list: Some("who".into()),
             hide_seedless_after_days: Some(7),
             drop_seedless_after_days: Some(70),
         };

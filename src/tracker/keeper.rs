@@ -17,7 +17,7 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 
 use super::announcer::Announcer;
-use super::catalogue::disk_is_full;
+use super::catalogue::{RESERVE_BYTES, disk_is_full};
 use super::keyed_hash::BuildKeyedHasher;
 use super::swarms::packed::{Page, PageNumber, Pages};
 use super::swarms::{Swarms, Unwritten};
@@ -46,7 +46,7 @@ pub struct Keeper {
     announcer: Arc<Announcer>,
     in_hand: Arc<InHand>,
     stop: Mutex<Option<SyncSender<()>>>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Mutex<Option<JoinHandle<Result<(), StoreError>>>>,
 }
 
 /// Swarms that were taken to be written and are not yet.
@@ -67,7 +67,7 @@ impl Keeper {
         clock: Arc<dyn Clock>,
         rng: &mut SmallRng,
     ) -> Result<Keeper, KeeperError> {
-        let mut desk = Desk { store, sums: HashMap::default(), pages: Pages::default() };
+        let mut desk = Desk::new(store);
         desk.restore(&announcer.swarms, clock.now(), rng)?;
         let in_hand = Arc::new(InHand { swarms: AtomicUsize::new(0), oldest_s: AtomicU32::new(u32::MAX) });
         let (stop, stopped) = sync_channel(0);
@@ -81,9 +81,10 @@ impl Keeper {
         };
         let run = move || {
             while stopped.recv_timeout(ROUND) == Err(RecvTimeoutError::Timeout) {
-                rounds.write(Some(MAX_PER_ROUND));
+                // Told and tried again: there is nobody to answer to.
+                let _ = rounds.write(Some(MAX_PER_ROUND));
             }
-            rounds.write(None);
+            rounds.write(None)
         };
         let thread = std::thread::Builder::new().name("tracker-keeper".into()).spawn(run)?;
         let (stop, thread) = (Mutex::new(Some(stop)), Mutex::new(Some(thread)));
@@ -98,20 +99,24 @@ impl Keeper {
         (waiting + self.in_hand.swarms.load(Ordering::Relaxed), now_s.saturating_sub(oldest_s))
     }
 
-    /// Writes everything that waits and ends the thread. Blocking.
-    pub fn stop(&self) {
+    /// Writes everything that waits and ends the thread. Blocking. The second time there is nothing to do.
+    ///
+    /// # Errors
+    /// When not everything could be written.
+    pub fn stop(&self) -> Result<(), StoreError> {
         // Its end of the channel hears of it at once.
         drop(self.stop.lock().unwrap_or_else(PoisonError::into_inner).take());
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that keeps the swarms had panicked");
-        }
+        let panicked = |_| Err(StoreError::Failed("the thread that keeps the swarms had panicked".into()));
+        thread.map_or(Ok(()), |thread| thread.join().unwrap_or_else(panicked))
     }
 }
 
 impl Drop for Keeper {
     fn drop(&mut self) {
-        self.stop();
+        if let Err(error) = self.stop() {
+            tracing::error!(%error, "not every swarm was written");
+        }
     }
 }
 
@@ -137,14 +142,14 @@ struct Rounds {
 
 impl Rounds {
     /// At most so many swarms that have settled, or all there are.
-    fn write(&mut self, most: Option<usize>) {
+    fn write(&mut self, most: Option<usize>) -> Result<(), StoreError> {
         let now = self.clock.now();
         let settled = Time::from_nanos(now.as_nanos().saturating_sub(SETTLE.as_nanos() as u64));
         let until = if most.is_some() { settled } else { now };
         let swarms = &self.announcer.swarms;
         let (_, oldest_s) = swarms.unwritten();
         self.in_hand.oldest_s.store(oldest_s, Ordering::Relaxed);
-        let result = if disk_is_full(&self.state_dir) {
+        let result = if disk_is_full(&self.state_dir, RESERVE_BYTES) {
             Err(StoreError::Failed("the disk is full".into()))
         } else {
             let mut taken = swarms.take_unwritten(until, most.unwrap_or(usize::MAX));
@@ -163,21 +168,27 @@ impl Rounds {
             _ => {}
         }
         self.troubled = result.is_err();
+        result
     }
 }
 
 /// The store, and what is known to lie in it.
-struct Desk {
+pub(super) struct Desk {
     store: Arc<dyn Store>,
     sums: HashMap<InfoHash, Sums, BuildKeyedHasher>,
     pages: Pages,
 }
 
 impl Desk {
-    fn restore(&mut self, swarms: &Swarms, now: Time, rng: &mut SmallRng) -> Result<(), StoreError> {
+    pub fn new(store: Arc<dyn Store>) -> Desk {
+        Desk { store, sums: HashMap::default(), pages: Pages::default() }
+    }
+
+    /// Enters everybody who is kept.
+    pub fn restore(&mut self, swarms: &Swarms, now: Time, rng: &mut SmallRng) -> Result<(), StoreError> {
         // The interval follows the number of peers, and how long each is kept follows the interval: they are counted first.
         let mut entries = 0;
-        self.for_each_page(|_, page| entries += page.map_or(0, |(page, _)| page.len()))?;
+        self.for_each_page(|_, page| entries += page.map_or(0, |(page, _)| page.count()))?;
         let mut damaged = Vec::new();
         let mut sums = Vec::new();
         self.for_each_page(|(key, number), page| {
@@ -204,7 +215,7 @@ impl Desk {
     }
 
     /// Shows each page that is kept and its checksum; none where it is damaged.
-    fn for_each_page(
+    pub fn for_each_page(
         &self,
         mut show: impl FnMut((InfoHash, PageNumber), Option<(Page<'_>, u32)>),
     ) -> Result<(), StoreError> {
@@ -220,7 +231,7 @@ impl Desk {
     }
 
     /// Writes these swarms as they are now. What could not be written is put back.
-    fn write(&mut self, swarms: &Swarms, taken: &[Unwritten]) -> Result<(), StoreError> {
+    pub fn write(&mut self, swarms: &Swarms, taken: &[Unwritten]) -> Result<(), StoreError> {
         let mut batch = Batch::new();
         let mut written = 0;
         for (place, unwritten) in taken.iter().enumerate() {
@@ -345,7 +356,7 @@ mod tests {
 
     impl Kept {
         fn open(disk: &Arc<Disk>, now_s: u64) -> Kept {
-            let desk = Desk { store: disk.clone(), sums: HashMap::default(), pages: Pages::default() };
+            let desk = Desk::new(disk.clone());
             let mut kept =
                 Kept { disk: disk.clone(), desk, swarms: Swarms::new(1_000_000), rng: seeded_rng().unwrap() };
             kept.desk.restore(&kept.swarms, Time::from_secs(now_s), &mut kept.rng).unwrap();
@@ -463,10 +474,10 @@ mod tests {
     fn what_could_not_be_written_is_written_later() {
         let disk = Arc::<Disk>::default();
         let mut kept = Kept::open(&disk, 0);
-        (0..3_000).for_each(|n| drop(kept.announce(7, n, v4(n), 5, Event::Started)));
+        (0..3_000).for_each(|n| drop(kept.announce(7 - u64::from(n % 3), n, v4(n), 5, Event::Started)));
         disk.fails.store(true, Ordering::Relaxed);
         assert!(kept.write(8).is_err());
-        assert_eq!(kept.swarms.unwritten(), (3_000, 7));
+        assert_eq!(kept.swarms.unwritten(), (3_000, 5));
         disk.fails.store(false, Ordering::Relaxed);
         kept.write(8).unwrap();
         assert_eq!(Kept::open(&disk, 9).swarms.len(), 3_000);

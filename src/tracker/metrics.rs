@@ -45,6 +45,7 @@ pub enum Refused {
     Replayed,
     NotPublisher,
     PublishRate,
+    PublisherFull,
     CatalogueFull,
     StoreBehind,
     DiskFull,
@@ -70,7 +71,7 @@ const SERVED: [(Served, &str); 14] = [
     (Served::Health, "health"),
 ];
 
-const REFUSED: [(Refused, &str); 26] = [
+const REFUSED: [(Refused, &str); 27] = [
     (Refused::UdpMalformed, "udp_malformed"),
     (Refused::UdpConnectionId, "udp_connection_id"),
     (Refused::PortZero, "port_zero"),
@@ -91,6 +92,7 @@ const REFUSED: [(Refused, &str); 26] = [
     (Refused::Replayed, "replayed"),
     (Refused::NotPublisher, "not_publisher"),
     (Refused::PublishRate, "publish_rate"),
+    (Refused::PublisherFull, "publisher_full"),
     (Refused::CatalogueFull, "catalogue_full"),
     (Refused::StoreBehind, "store_behind"),
     (Refused::DiskFull, "disk_full"),

@@ -4,6 +4,7 @@
 //! - [`announcer`] is what [`udp`] and [`http`] share: one announce, whichever way it came.
 //! - [`catalogue`] is what was published, in memory; `registry` its form in the store, `scribe` the thread that writes
 //!   behind, [`content_file`] the list for people. [`keeper`] does the same for the swarms.
+//! - [`transfer`] exports and imports what a stopped tracker keeps.
 //! - [`Tracker`] puts them together, starts the threads and stops them.
 
 pub mod addresses;
@@ -20,11 +21,13 @@ mod keyed_hash;
 pub mod limits;
 pub mod lists;
 pub mod metrics;
+mod publishers;
 mod registry;
 mod scribe;
 pub mod search;
 pub mod sockets;
 pub mod swarms;
+pub mod transfer;
 pub mod udp;
 
 use std::io;
@@ -36,6 +39,7 @@ use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use axum::http::HeaderName;
 use nix::sys::resource::{Resource, getrlimit};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
@@ -43,12 +47,12 @@ use tokio::sync::watch;
 use self::addresses::{OwnAddresses, interface_addresses};
 use self::announcer::Announcer;
 use self::catalogue::seedless::Patience;
-use self::catalogue::{Catalogue, OpenError};
+use self::catalogue::{Caps, Catalogue, OpenError};
 use self::connection_id::{ConnectionIds, seeded_rng};
 use self::http::Site;
-use self::http::server::{MAX_CONNECTIONS, serve};
+use self::http::server::{MAX_CONNECTIONS, Timeouts, serve};
 use self::keeper::{Keeper, KeeperError};
-use self::lists::{Gate, ListError, ListFiles};
+use self::lists::{Gate, ListError, ListFiles, Listed};
 use self::sockets::{BindError, Bound, bind_all};
 use self::udp::UdpThreads;
 use crate::clock::{Clock, SystemClock};
@@ -60,8 +64,12 @@ const UPKEEP_EVERY: Duration = Duration::from_millis(500);
 const ADDRESSES_EVERY: u64 = 60;
 /// In upkeeps: what was withdrawn an hour ago, or was without a seeder for too long, goes within a minute.
 const WITHDRAWN_EVERY: u64 = 120;
+/// What most reverse proxies send.
+pub const DEFAULT_PROXY_HEADER: &str = "x-forwarded-for";
 /// The folder of the database within the state folder; the lock that says who runs lies in it.
 pub const STORE_DIR: &str = "registry";
+/// The folder of the `.torrent`s within it.
+const SEGMENTS_DIR: &str = "torrents";
 
 /// How to run a tracker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -74,12 +82,16 @@ pub struct TrackerOptions {
     pub list_peers: bool,
     /// `host` or `host:port` by which this tracker is known outside.
     pub public_address: Option<String>,
-    /// Proxies whose X-Forwarded-For and whose clients' `ip=` are believed.
+    /// Proxies whose word on who asks, and whose clients' `ip=`, are believed.
     pub trusted_proxies: Vec<IpAddr>,
+    /// The header in which they say who asks.
+    pub proxy_header: String,
     /// Which torrents are tracked, if not all.
     pub lists: ListFiles,
     /// How long what nobody seeds stays in the catalogue.
     pub patience: Patience,
+    /// What the catalogue may grow to.
+    pub caps: Caps,
 }
 
 impl TrackerOptions {
@@ -91,8 +103,10 @@ impl TrackerOptions {
             list_peers: true,
             public_address: None,
             trusted_proxies: Vec::new(),
+            proxy_header: DEFAULT_PROXY_HEADER.to_owned(),
             lists: ListFiles::default(),
             patience: Patience::default(),
+            caps: Caps::default(),
         }
     }
 }
@@ -104,6 +118,8 @@ pub enum StartError {
     Bind(#[from] BindError),
     #[error("{}: {source}", path.display())]
     State { path: PathBuf, source: io::Error },
+    #[error("proxy_header {0:?}: the name of an HTTP header is expected")]
+    ProxyHeader(String),
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error(transparent)]
@@ -158,7 +174,7 @@ impl Tracker {
         let upkeep =
             Upkeep::start(announcer.clone(), catalogue.clone(), options.patience, clock).map_err(StartError::Thread)?;
         let (stop, stopped) = watch::channel(false);
-        let http = tokio::spawn(serve(site, listeners, max_connections(), stopped));
+        let http = tokio::spawn(serve(site, listeners, max_connections(), Timeouts::default(), stopped));
         Ok(Tracker { addresses, stop, http, announcer, threads: Threads { udp, upkeep, keeper, catalogue }, store })
     }
 
@@ -167,11 +183,11 @@ impl Tracker {
         &self.addresses
     }
 
-    /// Reads the allow list and the deny list again: how many are allowed, if not all, and how many denied.
+    /// Reads the lists again.
     ///
     /// # Errors
     /// When one cannot be read; those of before stay in force.
-    pub async fn reload_lists(&self) -> Result<(Option<usize>, usize), ListError> {
+    pub async fn reload_lists(&self) -> Result<Listed, ListError> {
         let announcer = self.announcer.clone();
         let reloaded = tokio::task::spawn_blocking(move || announcer.gate.reload()).await;
         reloaded.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
@@ -191,9 +207,9 @@ impl Tracker {
         let ended = tokio::task::spawn_blocking(move || {
             let Threads { udp, upkeep, keeper, catalogue } = threads;
             drop((udp, upkeep));
-            keeper.stop();
+            let kept = keeper.stop();
             catalogue.stop();
-            store.close()
+            store.close().and(kept)
         });
         ended.await.unwrap_or(Err(StoreError::Closed))
     }
@@ -202,6 +218,7 @@ impl Tracker {
 /// What blocks while starting.
 struct Prepared {
     bound: Vec<Bound>,
+    proxy_header: HeaderName,
     options: TrackerOptions,
     announcer: Arc<Announcer>,
     ids: Arc<ConnectionIds>,
@@ -216,21 +233,29 @@ impl Prepared {
             Some(address) => public_ip(address).ok_or_else(|| StartError::PublicAddress(address.clone()))?,
             None => None,
         };
+        let proxy_header = HeaderName::try_from(options.proxy_header.as_str())
+            .map_err(|_| StartError::ProxyHeader(options.proxy_header.clone()))?;
         let bound = bind_all(&options.listen, udp::threads())?;
         let state_dir = &options.state_dir;
         let state = |source| StartError::State { path: state_dir.clone(), source };
         std::fs::create_dir_all(state_dir).map_err(state)?;
         let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
         let ids = Arc::new(ConnectionIds::load(state_dir).map_err(state)?);
-        let catalogue = Arc::new(Catalogue::open(state_dir, store.clone(), clock.unix_seconds())?);
         let own = OwnAddresses::new(public_ip);
         own.refresh();
         let trusted_proxies = options.trusted_proxies.iter().map(IpAddr::to_canonical).collect();
         let gate = Gate::load(options.lists.clone())?;
         let announcer = Arc::new(Announcer { own, trusted_proxies, gate, ..Announcer::default() });
         let mut rng = seeded_rng().map_err(state)?;
-        let keeper = Arc::new(Keeper::start(&announcer, store.clone(), state_dir, clock, &mut rng)?);
-        Ok(Prepared { bound, options, announcer, ids, store, catalogue, keeper })
+        let unix_seconds = clock.unix_seconds();
+        // A million of each take seconds: side by side.
+        let (keeper, catalogue) = std::thread::scope(|scope| {
+            let keeper = scope.spawn(|| Keeper::start(&announcer, store.clone(), state_dir, clock, &mut rng));
+            let catalogue = Catalogue::open(state_dir, store.clone(), options.caps, unix_seconds);
+            (keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), catalogue)
+        });
+        let (keeper, catalogue) = (Arc::new(keeper?), Arc::new(catalogue?));
+        Ok(Prepared { bound, proxy_header, options, announcer, ids, store, catalogue, keeper })
     }
 
     fn site(&self, clock: Arc<dyn Clock>) -> Arc<Site> {
@@ -241,6 +266,7 @@ impl Prepared {
             clock,
             list_peers: self.options.list_peers,
             public_address: self.options.public_address.clone(),
+            proxy_header: self.proxy_header.clone(),
             gatekeeper: auth::Gatekeeper::default(),
             bodies: http::BodyBudget::default(),
             connections: AtomicUsize::new(0),

@@ -1,12 +1,14 @@
 //! What is known of each published torrent, in memory and as it lies in the store.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use serde::{Deserialize, Serialize};
 
 use super::auth::Publisher;
 use super::catalogue::seedless::Seedless;
 use super::content_file;
+use super::publishers::PublisherNumber;
 use super::search::{Document, Prepared};
 use crate::db::record::{Record, RecordError, decode_record, encode_record};
 use crate::db::segments::{Position, SegmentError};
@@ -25,11 +27,9 @@ pub const MAX_PUBLISHERS: usize = 1_000;
 /// What a search shows, computed from the `.torrent`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Summary {
-    pub name: String,
-    /// After the name's last dot; `-` for none, and for a folder.
-    pub file_type: String,
+    pub name: Box<str>,
     /// Below upload/, components joined by `/`.
-    pub path: String,
+    pub path: Box<str>,
     pub size: u64,
     pub n_parts: u32,
     /// Lines in `search_content.txt`: its files, without padding.
@@ -44,29 +44,32 @@ impl Summary {
         let files = metainfo.files().iter().filter(|file| !file.padding).count();
         let path = metainfo.upload_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default();
         let name = root.name.to_string_lossy().into_owned();
-        let mut summary = Summary::single(name, path, root.size, root.n_parts);
+        let mut summary = Summary::single(name.into(), path.into(), root.size, root.n_parts);
         if metainfo.is_multi_file() {
             summary.single_file = false;
-            summary.file_type = "-".into();
             summary.lines = u32::try_from(files).unwrap_or(u32::MAX);
         }
         summary
     }
 
-    fn single(name: String, path: String, size: u64, n_parts: u32) -> Summary {
-        let file_type = split_extension(&name).1.to_owned();
-        Summary { file_type, name, path, size, n_parts, lines: 1, single_file: true }
+    fn single(name: Box<str>, path: Box<str>, size: u64, n_parts: u32) -> Summary {
+        Summary { name, path, size, n_parts, lines: 1, single_file: true }
+    }
+
+    /// After the name's last dot; `-` for none, and for a folder.
+    pub fn file_type(&self) -> &str {
+        if self.single_file { split_extension(&self.name).1 } else { "-" }
     }
 
     /// For the index. `metainfo` is needed for a torrent of several files alone.
     pub fn prepare(&self, key: InfoHash, metainfo: Option<&Metainfo>) -> Prepared {
-        let mut types = BTreeSet::from([self.file_type.clone()]);
+        let mut types = BTreeSet::from([self.file_type().to_owned()]);
         let files = metainfo.filter(|_| !self.single_file).map(Metainfo::files).unwrap_or_default();
         for file in files.iter().filter(|file| !file.padding) {
             types.insert(split_extension(&file.path.file_name().to_string_lossy()).1.to_owned());
         }
         let paths = files.iter().filter(|file| !file.padding).map(|file| file.path.to_string_lossy().into_owned());
-        let paths = &mut std::iter::once(self.path.clone()).chain(paths);
+        let paths = &mut std::iter::once(self.path.to_string()).chain(paths);
         Prepared::new(Document { key, name: &self.name, paths, types: &types, size: self.size })
     }
 }
@@ -87,7 +90,7 @@ pub struct Entry {
     /// Unix seconds of its publication.
     pub added: u64,
     /// Who may withdraw it; nobody if it was published without a signature.
-    pub publishers: Vec<Publisher>,
+    pub publishers: Vec<PublisherNumber>,
     /// Unix seconds since when it is gone from search, its `.torrent` still served to those in the middle of it.
     pub withdrawn_at: Option<u64>,
     pub seedless: Seedless,
@@ -104,8 +107,8 @@ struct TorrentRecord {
 
 #[derive(Serialize, Deserialize)]
 struct SummaryRecord {
-    name: String,
-    path: String,
+    name: Box<str>,
+    path: Box<str>,
     size: u64,
     n_parts: u32,
 }
@@ -156,13 +159,11 @@ impl Entry {
         }
         batch.put(TORRENTS, key.as_bytes(), bytes);
     }
+}
 
-    pub fn delete(&self, key: &InfoHash, batch: &mut Batch) {
-        batch.delete(TORRENTS, key.as_bytes());
-        for publisher in &self.publishers {
-            delete_publisher(key, publisher, batch);
-        }
-    }
+/// Without its publishers.
+pub fn delete(key: &InfoHash, batch: &mut Batch) {
+    batch.delete(TORRENTS, key.as_bytes());
 }
 
 pub fn put_publisher(key: &InfoHash, publisher: &Publisher, since: u64, batch: &mut Batch) {
@@ -173,68 +174,88 @@ pub fn delete_publisher(key: &InfoHash, publisher: &Publisher, batch: &mut Batch
     batch.delete(PUBLISHERS, &[key.as_bytes(), publisher].concat());
 }
 
-/// A stored torrent as it was found.
+/// Whether the store has it.
+///
+/// # Errors
+/// When the disk fails.
+pub fn is_known(store: &dyn Store, key: &InfoHash) -> Result<bool, StoreError> {
+    Ok(store.get(TORRENTS, key.as_bytes())?.is_some())
+}
+
+/// What is stored of a torrent, unread.
+pub struct Stored {
+    key: InfoHash,
+    record: TorrentRecord,
+}
+
+/// A stored torrent as it was found, its publishers aside.
 pub struct Loaded {
     pub key: InfoHash,
     pub entry: Entry,
-    pub prepared: Prepared,
+    /// Read where it was needed.
+    pub metainfo: Option<Metainfo>,
 }
 
-/// Everything that is stored, oldest first. `read` fetches the `.torrent`s that are needed.
+/// Everything that is stored, oldest first.
 ///
 /// # Errors
 /// When the store cannot be read. What is damaged is told to `skipped` and left out.
-pub fn load(
+pub fn stored(store: &dyn Store, skipped: impl Fn(&InfoHash, EntryError)) -> Result<Vec<Stored>, StoreError> {
+    let mut all: Vec<Stored> = Vec::new();
+    store.for_each(TORRENTS, &[], &mut |key, value| {
+        let Some(key) = InfoHash::from_slice(key) else { return ControlFlow::Continue(()) };
+        match decode_record(value) {
+            Ok(record) => all.push(Stored { key, record }),
+            Err(error) => skipped(&key, error.into()),
+        }
+        ControlFlow::Continue(())
+    })?;
+    all.sort_unstable_by_key(|Stored { record, .. }| (record.added, record.position.file, record.position.offset));
+    Ok(all)
+}
+
+impl Stored {
+    /// `read` fetches the `.torrent` if it is needed. `None` when it is damaged, which is told to `skipped`.
+    pub fn load(
+        self,
+        read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
+        skipped: impl Fn(&InfoHash, EntryError),
+    ) -> Option<Loaded> {
+        let key = self.key;
+        self.restore(read).map_err(|error| skipped(&key, error)).ok()
+    }
+
+    fn restore(self, read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>) -> Result<Loaded, EntryError> {
+        let Stored { key, record: TorrentRecord { position, added, withdrawn_at, summary } } = self;
+        let (summary, metainfo) = match summary {
+            Some(SummaryRecord { name, path, size, n_parts }) => (Summary::single(name, path, size, n_parts), None),
+            None => {
+                let metainfo = Metainfo::parse(&read(position)?)?;
+                (Summary::of(&metainfo), Some(metainfo))
+            }
+        };
+        let (seedless, publishers) = (Seedless::default(), Vec::new());
+        Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at, seedless }, metainfo })
+    }
+}
+
+/// Who publishes what: of one torrent, or of all. What is damaged is left out.
+///
+/// # Errors
+/// When the store cannot be read.
+pub fn for_each_publisher(
     store: &dyn Store,
-    read: impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
-    mut skipped: impl FnMut(&InfoHash, EntryError),
-) -> Result<Vec<Loaded>, StoreError> {
-    let mut publishers: HashMap<InfoHash, Vec<Publisher>> = HashMap::new();
-    store.for_each(PUBLISHERS, &[], &mut |key, value| {
+    of: Option<&InfoHash>,
+    mut each: impl FnMut(&InfoHash, &Publisher),
+) -> Result<(), StoreError> {
+    let prefix = of.map(InfoHash::as_bytes).unwrap_or_default();
+    store.for_each(PUBLISHERS, prefix, &mut |key, value| {
         let (torrent, publisher) = key.split_at_checked(InfoHash::LEN).unwrap_or_default();
         if let (Some(torrent), Ok(publisher), Ok(_)) =
             (InfoHash::from_slice(torrent), publisher.try_into(), decode_record::<PublisherRecord>(value))
         {
-            publishers.entry(torrent).or_default().push(publisher);
+            each(&torrent, publisher);
         }
-        std::ops::ControlFlow::Continue(())
-    })?;
-    let mut records: Vec<(InfoHash, TorrentRecord)> = Vec::new();
-    store.for_each(TORRENTS, &[], &mut |key, value| {
-        let Some(key) = InfoHash::from_slice(key) else { return std::ops::ControlFlow::Continue(()) };
-        match decode_record(value) {
-            Ok(record) => records.push((key, record)),
-            Err(error) => skipped(&key, error.into()),
-        }
-        std::ops::ControlFlow::Continue(())
-    })?;
-    records.sort_unstable_by_key(|(_, record)| (record.added, record.position.file, record.position.offset));
-    let mut loaded = Vec::with_capacity(records.len());
-    for (key, record) in records {
-        let publishers = publishers.remove(&key).unwrap_or_default();
-        match restore(key, record, publishers, &read) {
-            Ok(entry) => loaded.push(entry),
-            Err(error) => skipped(&key, error),
-        }
-    }
-    Ok(loaded)
-}
-
-fn restore(
-    key: InfoHash,
-    record: TorrentRecord,
-    publishers: Vec<Publisher>,
-    read: &impl Fn(Position) -> Result<Vec<u8>, SegmentError>,
-) -> Result<Loaded, EntryError> {
-    let TorrentRecord { position, added, withdrawn_at, summary } = record;
-    let (summary, metainfo) = match summary {
-        Some(SummaryRecord { name, path, size, n_parts }) => (Summary::single(name, path, size, n_parts), None),
-        None => {
-            let metainfo = Metainfo::parse(&read(position)?)?;
-            (Summary::of(&metainfo), Some(metainfo))
-        }
-    };
-    let prepared = summary.prepare(key, metainfo.as_ref());
-    let seedless = Seedless::default();
-    Ok(Loaded { key, entry: Entry { summary, position, added, publishers, withdrawn_at, seedless }, prepared })
+        ControlFlow::Continue(())
+    })
 }

@@ -1,5 +1,5 @@
-//! The thread that writes behind: what was published and withdrawn, twice a second in one group; and the lines of
-//! `search_content.txt`.
+//! The threads that write behind: one what was published and withdrawn, in groups, another the lines of
+//! `search_content.txt`, which is rewritten whole when something leaves it: the registry does not wait for that.
 
 use std::collections::HashSet;
 use std::io;
@@ -13,12 +13,15 @@ use crate::db::segments::SegmentLog;
 use crate::db::{Batch, Store};
 use crate::wire::id::InfoHash;
 
-/// A crash loses what was published within this time.
-const WRITE_EVERY: Duration = Duration::from_millis(500);
+/// Between two writings. A crash loses at most what was published within this time and those that two writings take: a
+/// second, on a disk that is well.
+const WRITE_EVERY: Duration = Duration::from_millis(200);
+/// Publications are to be in the content file within a second.
+const WRITE_LINES_EVERY: Duration = Duration::from_millis(500);
 /// Withdrawals leave `search_content.txt` within 10 s; each rewrite is of the whole file, so it is not done for each.
 const REWRITE_EVERY: Duration = Duration::from_secs(5);
 /// Changes that wait for the disk: minutes of a slow one. Beyond, publishing is refused.
-const MAX_UNWRITTEN: usize = 200_000;
+pub const MAX_UNWRITTEN: usize = 200_000;
 /// Lines that wait for the disk.
 const MAX_UNWRITTEN_LINE_BYTES: usize = 64 << 20;
 
@@ -53,45 +56,63 @@ struct Shared {
     failed: AtomicBool,
 }
 
-/// The handle of the thread.
+/// The handle of the threads.
 pub struct Scribe {
     shared: Arc<Shared>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    max_unwritten: usize,
 }
 
 impl Scribe {
+    /// At most about `max_unwritten` changes wait.
+    ///
     /// # Errors
-    /// When the thread cannot be made.
-    pub fn start(store: Arc<dyn Store>, segments: Arc<SegmentLog>, content: ContentFile) -> io::Result<Scribe> {
+    /// When a thread cannot be made.
+    pub fn start(
+        store: Arc<dyn Store>,
+        segments: Arc<SegmentLog>,
+        content: ContentFile,
+        max_unwritten: usize,
+    ) -> io::Result<Scribe> {
         let shared = Arc::<Shared>::default();
-        let mut desk = Desk { store, segments, content, shared: shared.clone(), rewritten: None };
-        let thread = std::thread::Builder::new().name("tracker-scribe".into()).spawn(move || desk.run())?;
-        Ok(Scribe { shared, thread: Mutex::new(Some(thread)) })
+        let scribe = Scribe { shared: shared.clone(), threads: Mutex::default(), max_unwritten };
+        let mut registrar = Registrar { store, segments, shared: shared.clone() };
+        let mut copyist = Copyist { content, shared, rewritten: None };
+        let mut threads = scribe.lock_threads();
+        threads.push(std::thread::Builder::new().name("tracker-scribe".into()).spawn(move || registrar.run())?);
+        threads.push(std::thread::Builder::new().name("tracker-content".into()).spawn(move || copyist.run())?);
+        drop(threads);
+        Ok(scribe)
     }
 
     /// Whether more may be added: the disk keeps up and works.
     pub fn has_room(&self) -> bool {
         let pending = self.pending();
-        !self.has_failed() && pending.batch.len() < MAX_UNWRITTEN && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
+        !self.has_failed() && pending.batch.len() < self.max_unwritten && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
     }
 
     pub fn has_failed(&self) -> bool {
         self.shared.failed.load(Ordering::Relaxed)
     }
 
-    /// What waits; written within half a second after the guard is dropped.
+    /// What waits; written soon after the guard is dropped.
     pub fn pending(&self) -> MutexGuard<'_, Pending> {
         lock(&self.shared)
     }
 
-    /// Writes what waits and ends the thread. Blocking.
+    /// Writes what waits and ends the threads. Blocking.
     pub fn stop(&self) {
         lock(&self.shared).stop = true;
         self.shared.wake.notify_all();
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if thread.is_some_and(|thread| thread.join().is_err()) {
-            tracing::error!("the thread that writes the registry had panicked");
+        for thread in self.lock_threads().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread that writes the registry had panicked");
+            }
         }
+    }
+
+    fn lock_threads(&self) -> MutexGuard<'_, Vec<JoinHandle<()>>> {
+        self.threads.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -101,25 +122,57 @@ impl Drop for Scribe {
     }
 }
 
-struct Desk {
-    store: Arc<dyn Store>,
-    segments: Arc<SegmentLog>,
-    content: ContentFile,
-    shared: Arc<Shared>,
-    rewritten: Option<Instant>,
+/// Sleeps until the next writing is due, or everything ends.
+fn rest(shared: &Shared, time: Duration) -> MutexGuard<'_, Pending> {
+    let waited = shared.wake.wait_timeout_while(lock(shared), time, |pending| !pending.stop);
+    waited.unwrap_or_else(PoisonError::into_inner).0
 }
 
-impl Desk {
+/// Writes the registry.
+struct Registrar {
+    store: Arc<dyn Store>,
+    segments: Arc<SegmentLog>,
+    shared: Arc<Shared>,
+}
+
+impl Registrar {
     fn run(&mut self) {
         loop {
-            let (batch, lines, gone, stop) = self.wait();
+            let (batch, stop) = {
+                let mut pending = rest(&self.shared, WRITE_EVERY);
+                (std::mem::take(&mut pending.batch), pending.stop)
+            };
             if !batch.is_empty()
                 && let Err(error) = self.commit(batch)
             {
                 tracing::error!(error, "the registry takes no more publications: restart when the disk is well");
                 self.shared.failed.store(true, Ordering::Relaxed);
             }
-            if let Err(error) = self.write_lines(&lines, &gone) {
+            if stop {
+                return;
+            }
+        }
+    }
+
+    /// The `.torrent`s before the records that point to them.
+    fn commit(&self, batch: Batch) -> Result<(), String> {
+        self.segments.sync().map_err(|error| error.to_string())?;
+        self.store.commit(batch).map_err(|error| error.to_string())
+    }
+}
+
+/// Writes the content file.
+struct Copyist {
+    content: ContentFile,
+    shared: Arc<Shared>,
+    rewritten: Option<Instant>,
+}
+
+impl Copyist {
+    fn run(&mut self) {
+        loop {
+            let (lines, gone, stop) = self.wait();
+            if let Err(error) = self.write(&lines, &gone) {
                 tracing::error!(%error, "search_content.txt is not current; it is put right at the next start");
             }
             if stop {
@@ -128,25 +181,15 @@ impl Desk {
         }
     }
 
-    /// Sleeps until the next writing is due, and takes what there is.
-    fn wait(&mut self) -> (Batch, String, HashSet<InfoHash>, bool) {
-        let pending = lock(&self.shared);
-        let idle = |pending: &mut Pending| !pending.stop;
-        let waited = self.shared.wake.wait_timeout_while(pending, WRITE_EVERY, idle);
-        let (mut pending, _) = waited.unwrap_or_else(PoisonError::into_inner);
+    fn wait(&self) -> (String, HashSet<InfoHash>, bool) {
+        let mut pending = rest(&self.shared, WRITE_LINES_EVERY);
         let rested = self.rewritten.is_none_or(|at| at.elapsed() >= REWRITE_EVERY);
         let rewrite = !pending.gone.is_empty() && (pending.stop || rested);
         let gone = if rewrite { std::mem::take(&mut pending.gone) } else { HashSet::new() };
-        (std::mem::take(&mut pending.batch), std::mem::take(&mut pending.lines), gone, pending.stop)
+        (std::mem::take(&mut pending.lines), gone, pending.stop)
     }
 
-    /// The `.torrent`s before the records that point to them.
-    fn commit(&self, batch: Batch) -> Result<(), String> {
-        self.segments.sync().map_err(|error| error.to_string())?;
-        self.store.commit(batch).map_err(|error| error.to_string())
-    }
-
-    fn write_lines(&mut self, lines: &str, gone: &HashSet<InfoHash>) -> io::Result<()> {
+    fn write(&mut self, lines: &str, gone: &HashSet<InfoHash>) -> io::Result<()> {
         if !lines.is_empty() {
             self.content.append(lines)?;
         }

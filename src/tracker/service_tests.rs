@@ -69,6 +69,13 @@ impl Running {
         SearchReply::from_json(&answer.body).unwrap()
     }
 
+    /// How often it was refused for this reason.
+    fn refusals(&self, reason: &str) -> u64 {
+        let start = format!("trackerd_refusals_total{{reason=\"{reason}\"}} ");
+        let metrics = self.get("/metrics").text();
+        metrics.lines().find_map(|line| line.strip_prefix(&start)).unwrap().parse().unwrap()
+    }
+
     fn names(&self, query: &str) -> Vec<String> {
         self.search(query).hits.into_iter().map(|hit| hit.name).collect()
     }
@@ -247,6 +254,7 @@ fn publish_find_fetch_withdraw() {
     let path = format!("/torrents/{key}");
     let stranger = SigningKey::from_bytes(&[3; 32]);
     assert_eq!(running.signed(&stranger, "DELETE", &path, &metainfo, now()).status, 403);
+    assert_eq!(running.refusals("not_publisher"), 1);
     assert_eq!(running.send("DELETE", &path, "", &[]).status, 401);
     assert_eq!(running.signed(&mine, "DELETE", &path, &metainfo, now()).status, 200);
     assert_eq!(running.names("q=film"), ["Some Film (2020).mkv"], "the other one still publishes it");
@@ -330,6 +338,75 @@ fn requests_that_are_none() {
         let _ = stream.read_to_end(&mut answer);
     }
     assert_eq!(running.get("/health").text(), "ok\n");
+    let metrics = running.get("/metrics").text();
+    for (reason, count) in [
+        ("no_such_path", 3),
+        ("no_such_torrent", 2),
+        ("bad_method", 3),
+        ("bad_query", 3),
+        ("bad_announce", 2),
+        ("bad_scrape", 1),
+    ] {
+        let line = format!("trackerd_refusals_total{{reason=\"{reason}\"}} {count}\n");
+        assert!(metrics.contains(&line), "{line}{metrics}");
+    }
+    running.stop();
+}
+
+#[test]
+fn behind_a_proxy_its_header_says_who_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let announce = |running: &Running, header: &str| {
+        let query = "/announce?info_hash=aaaaaaaaaaaaaaaaaaaa&peer_id=-TR4060-abcdefghijkl&port=7&left=0&uploaded=0&downloaded=0";
+        let answer = running.send("GET", query, &format!("{header}\r\n"), &[]);
+        decode_announce_response(&answer.body).unwrap().external_ip.unwrap().to_string()
+    };
+    let options = |state: &str| TrackerOptions {
+        listen: vec!["127.0.0.1:0".parse().unwrap()],
+        ..TrackerOptions::new(dir.path().join(state))
+    };
+    let believing = TrackerOptions {
+        trusted_proxies: vec!["127.0.0.1".parse().unwrap()],
+        proxy_header: "X-Real-IP".into(),
+        ..options("a")
+    };
+    let running = Running::start(believing);
+    assert_eq!(announce(&running, "X-Real-IP: 203.0.113.9, 203.0.113.5"), "203.0.113.5", "what the proxy added");
+    assert_eq!(announce(&running, "X-Forwarded-For: 203.0.113.5"), "127.0.0.1");
+    running.stop();
+    let running = Running::start(options("b"));
+    assert_eq!(announce(&running, "X-Forwarded-For: 203.0.113.5"), "127.0.0.1", "nobody is believed by default");
+    running.stop();
+    let wrong = TrackerOptions { proxy_header: "no header".into(), ..options("c") };
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let refused = runtime.block_on(Tracker::start(wrong)).err().unwrap().to_string();
+    assert!(refused.contains("proxy_header"), "{refused}");
+}
+
+#[test]
+fn refusals_by_configuration_and_by_rate_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let listen = vec!["127.0.0.1:0".parse().unwrap()];
+    let running = Running::start(TrackerOptions { listen, list_peers: false, ..TrackerOptions::new(dir.path()) });
+    assert_eq!(running.get(&format!("/torrents/{}/peers", "0".repeat(40))).status, 403);
+    let malformed = |socket: &UdpSocket, id: u64| {
+        let mut datagram = id.to_be_bytes().to_vec();
+        datagram.extend([0, 0, 0, 9, 1, 1, 1, 1]);
+        socket.send_to(&datagram, running.v4()).unwrap();
+    };
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    malformed(&socket, 1);
+    running.eventually("a datagram was refused", |running| {
+        running.get("/metrics").text().contains("{reason=\"udp_malformed\"} 1\n")
+    });
+    // Emptied in a future from which the tracker's clock is far: nothing flows in meanwhile.
+    let later = crate::clock::Time::from_secs(1_000_000_000);
+    while running.tracker.announcer.limits.charge(later, "127.0.0.1".parse().unwrap()) {}
+    assert_eq!(running.send("POST", "/torrents", "", torrent("a.txt", &[]).raw()).status, 429);
+    let metrics = running.get("/metrics").text();
+    for reason in ["peers_not_listed", "publish_rate"] {
+        assert!(!metrics.contains(&format!("{{reason=\"{reason}\"}} 0\n")), "{reason}");
+    }
     running.stop();
 }
 
@@ -392,45 +469,123 @@ fn a_second_tracker_is_told_what_to_type() {
     running.stop();
 }
 
+/// The HTTP half alone, with its own places and time-outs.
+struct Serving {
+    address: SocketAddr,
+    announcer: Arc<Announcer>,
+    stop: watch::Sender<bool>,
+    ended: tokio::task::JoinHandle<()>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Serving {
+    fn start(state_dir: &std::path::Path, places: usize, timeouts: Timeouts) -> Serving {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+        let options = TrackerOptions { listen: vec!["127.0.0.1:0".parse().unwrap()], ..TrackerOptions::new(state_dir) };
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let prepared = Prepared::new(options, clock.clone()).unwrap();
+        let (address, site) = (prepared.bound[0].address, prepared.site(clock));
+        let announcer = site.announcer.clone();
+        let (stop, stopped) = watch::channel(false);
+        let ended = runtime.spawn(async move {
+            let listeners = prepared.bound.into_iter().map(|bound| TcpListener::from_std(bound.tcp).unwrap()).collect();
+            serve(site, listeners, places, timeouts, stopped).await;
+        });
+        Serving { address, announcer, stop, ended, runtime }
+    }
+
+    fn stop(self) {
+        self.stop.send(true).unwrap();
+        self.runtime.block_on(self.ended).unwrap();
+    }
+}
+
+/// A request on a connection that stays open.
+fn ask_health(stream: &mut TcpStream) {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut answer = [0; 15];
+    stream.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 200 OK");
+    let mut rest = [0; 1_024];
+    let _ = stream.read(&mut rest).unwrap();
+}
+
 #[test]
 fn silent_connections_keep_nobody_out() {
     let dir = tempfile::tempdir().unwrap();
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let listen = vec!["127.0.0.1:0".parse().unwrap()];
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
-    let prepared = Prepared::new(TrackerOptions { listen, ..TrackerOptions::new(dir.path()) }, clock.clone()).unwrap();
-    let (address, site) = (prepared.bound[0].address, prepared.site(clock));
-    let metrics = site.announcer.clone();
-    let (stop, stopped) = watch::channel(false);
-    let serving = runtime.spawn(async move {
-        let listeners = prepared.bound.into_iter().map(|bound| TcpListener::from_std(bound.tcp).unwrap()).collect();
-        serve(site, listeners, 4, stopped).await;
-    });
-    let mut keep_alive = TcpStream::connect(address).unwrap();
-    let ask = |stream: &mut TcpStream| {
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        stream.write_all(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-        let mut answer = [0; 15];
-        stream.read_exact(&mut answer).unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 200 OK");
-        let mut rest = [0; 1_024];
-        let _ = stream.read(&mut rest).unwrap();
-    };
-    ask(&mut keep_alive);
+    let serving = Serving::start(dir.path(), 4, Timeouts::default());
+    let mut keep_alive = TcpStream::connect(serving.address).unwrap();
+    ask_health(&mut keep_alive);
     let silent: Vec<TcpStream> = (0..40)
         .map(|_| {
             // Whoever speaks stays: the silent ones displace each other.
-            ask(&mut keep_alive);
-            TcpStream::connect(address).unwrap()
+            ask_health(&mut keep_alive);
+            TcpStream::connect(serving.address).unwrap()
         })
         .collect();
-    let mut newcomer = TcpStream::connect(address).unwrap();
-    ask(&mut newcomer);
-    ask(&mut keep_alive);
-    assert!(metrics.metrics.refusals(metrics::Refused::ConnectionDisplaced) >= 37);
+    let mut newcomer = TcpStream::connect(serving.address).unwrap();
+    ask_health(&mut newcomer);
+    ask_health(&mut keep_alive);
+    assert!(serving.announcer.metrics.refusals(metrics::Refused::ConnectionDisplaced) >= 37);
     drop(silent);
-    stop.send(true).unwrap();
-    runtime.block_on(serving).unwrap();
+    serving.stop();
+}
+
+#[test]
+fn the_silent_lose_their_connections_and_are_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let [head, idle, watch_every] = [50, 100, 10].map(Duration::from_millis);
+    let serving = Serving::start(dir.path(), 4, Timeouts { head, idle, watch_every });
+    let mut mute = TcpStream::connect(serving.address).unwrap();
+    let mut idle = TcpStream::connect(serving.address).unwrap();
+    ask_health(&mut idle);
+    for stream in [&mut mute, &mut idle] {
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        assert_eq!(stream.read(&mut [0]).unwrap_or(0), 0, "closed by the tracker");
+    }
+    let refusals = |reason| serving.announcer.metrics.refusals(reason);
+    assert_eq!((refusals(metrics::Refused::HeaderTimeout), refusals(metrics::Refused::IdleTimeout)), (1, 1));
+    serving.stop();
+}
+
+#[test]
+fn what_the_catalogue_cannot_take_is_refused_and_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let (first, second) = (torrent("first.txt", &[]), torrent("second.txt", &[]));
+    let signer = SigningKey::from_bytes(&[1; 32]);
+    let list = dir.path().join("publishers");
+    std::fs::write(&list, "* 1\n").unwrap();
+    let all = Caps::default();
+    for (reason, status, caps, publishers) in [
+        ("catalogue_full", 503, Caps { torrents: 1, ..all }, None),
+        ("store_behind", 503, Caps { unwritten: 0, ..all }, None),
+        ("disk_full", 507, Caps { reserve_bytes: u64::MAX, ..all }, None),
+        ("publisher_full", 403, all, Some(list)),
+    ] {
+        let running = Running::start(TrackerOptions {
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
+            lists: ListFiles { publishers, ..ListFiles::default() },
+            caps,
+            ..TrackerOptions::new(dir.path().join(reason))
+        });
+        running.signed(&signer, "POST", "/torrents", &first, now());
+        assert_eq!(running.signed(&signer, "POST", "/torrents", &second, now()).status, status, "{reason}");
+        assert!(running.refusals(reason) > 0, "{reason}");
+        assert!(running.names("q=second").is_empty());
+        running.stop();
+    }
+}
+
+#[test]
+fn a_body_that_breaks_off_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::on_loopback(dir.path());
+    let mut stream = TcpStream::connect(running.v4()).unwrap();
+    stream.write_all(b"POST /torrents HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nd4:info").unwrap();
+    stream.shutdown(std::net::Shutdown::Write).unwrap();
+    running.eventually("it is refused", |running| running.refusals("body_timeout") == 1);
+    running.stop();
 }
 
 #[test]
@@ -441,7 +596,7 @@ fn what_the_lists_rule_out_is_not_tracked_until_they_are_read_again() {
     std::fs::write(&deny, format!("{} # asked for by nobody we know\n", bad.info_hash())).unwrap();
     let running = Running::start(TrackerOptions {
         listen: vec!["127.0.0.1:0".parse().unwrap()],
-        lists: ListFiles { allow: None, deny: Some(deny.clone()) },
+        lists: ListFiles { deny: Some(deny.clone()), ..ListFiles::default() },
         ..TrackerOptions::new(dir.path().join("state"))
     });
     let announce = |metainfo: &Metainfo| {
@@ -462,7 +617,7 @@ fn what_the_lists_rule_out_is_not_tracked_until_they_are_read_again() {
 
     std::fs::write(&deny, format!("{}\n", good.info_hash())).unwrap();
     assert_eq!(running.send("POST", "/torrents", "", good.raw()).status, 201);
-    assert_eq!(running.runtime.block_on(running.tracker.reload_lists()).unwrap(), (None, 1));
+    assert_eq!(running.runtime.block_on(running.tracker.reload_lists()).unwrap().denied, 1);
     assert_eq!(running.send("POST", "/torrents", "", bad.raw()).status, 201);
     assert_eq!(running.names("q=txt"), ["bad.txt"], "what was published before is not shown");
     running.stop();

@@ -2,6 +2,7 @@
 //! local discovery, peer exchange and port mapping.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -102,7 +103,8 @@ fn transmission(host: &Host, work: &Path, torrent: &Path, folder: &Path) -> Clie
     let settings = serde_json::json!({
         "download-dir": folder,
         "incomplete-dir-enabled": false,
-        "bind-address-ipv4": host.ip.to_string(),
+        // Whatever stands here it asks the tracker from, over either family.
+        "bind-address-ipv4": if host.ip.is_ipv4() { host.ip.to_string() } else { "0.0.0.0".into() },
         "peer-port": PORT,
         "peer-port-random-on-start": false,
         "port-forwarding-enabled": false,
@@ -146,8 +148,8 @@ fn aria2(host: &Host, work: &Path, torrent: &Path, folder: &Path) -> Client {
 #[track_caller]
 fn libtorrent(host: &Host, work: &Path, torrent: &Path, folder: &Path) -> Client {
     let mut command = host.command(python());
-    command.arg(libtorrent_script()).arg("run").arg(torrent).arg(folder).arg(host.ip.to_string());
-    command.arg(PORT.to_string());
+    let listen = SocketAddr::new(host.ip, PORT).to_string();
+    command.arg(libtorrent_script()).arg("run").arg(torrent).arg(folder).arg(listen);
     Client { process: Process::start("libtorrent", &mut command, &work.join("log")) }
 }
 

@@ -1,6 +1,6 @@
 """libtorrent as a peer and as a maker of torrents, for the end-to-end tests.
 
-    lt_peer.py run TORRENT FOLDER IP PORT     seeds or fetches until it is killed
+    lt_peer.py run TORRENT FOLDER IP:PORT     seeds or fetches until it is killed
     lt_peer.py make CONTENT TORRENT ANNOUNCE  version 1, with padding files between the files
     lt_peer.py show TORRENT                   name, info-hash and sizes
 """
@@ -10,9 +10,9 @@ import sys
 import libtorrent as lt
 
 
-def run(torrent, folder, ip, port):
+def run(torrent, folder, listen):
     session = lt.session({
-        "listen_interfaces": f"{ip}:{port}",
+        "listen_interfaces": listen,
         "enable_dht": False, "enable_lsd": False, "enable_upnp": False, "enable_natpmp": False,
         "enable_incoming_utp": False, "enable_outgoing_utp": False,
         "allow_multiple_connections_per_ip": True,

@@ -111,6 +111,11 @@ impl Host {
         inside(&self.namespace, program)
     }
 
+    /// The same host for programs that are to know one of its addresses.
+    pub fn over(&self, v6: bool) -> Host {
+        Host { ip: if v6 { self.ip6 } else { self.ip }, ..self.clone() }
+    }
+
     /// Limits what this host sends and receives, in Mbit/s.
     pub fn shape(&self, up_mbit: Option<u32>, down_mbit: Option<u32>) {
         for (namespace, device, rate) in

@@ -135,7 +135,7 @@ impl Catalogue {
         let returned: Vec<(Prepared, String)> = seeded.filter_map(|(key, _)| self.prepare_hidden(key)).collect();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
-        let Tables { entries, index } = &mut *tables;
+        let Tables { entries, index, .. } = &mut *tables;
         for (prepared, lines) in returned {
             let key = prepared.key();
             if let Some(entry) = entries.get_mut(&key).filter(|entry| entry.seedless.hidden) {
@@ -179,8 +179,8 @@ impl Catalogue {
         }
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
-        let Tables { entries, index } = &mut *tables;
         for key in due {
+            let Tables { entries, index, .. } = &mut *tables;
             let Some(entry) = entries.get_mut(&key) else { continue };
             let Some(due) = patience.due(entry, unix_seconds) else { continue };
             if due != Due::Record && !entry.seedless.hidden {
@@ -189,9 +189,7 @@ impl Catalogue {
                 pending.remove_lines(key);
             }
             if due == Due::Drop {
-                forget(&key, entry, &mut pending.batch);
-                entry.delete(&key, &mut pending.batch);
-                entries.remove(&key);
+                tables.delete(&key, &mut pending.batch);
             } else {
                 put(&key, entry, &mut pending.batch);
             }
@@ -204,7 +202,7 @@ mod tests {
     use super::super::tests::{by, content, found, torrent};
     use super::*;
     use crate::db::MemStore;
-    use crate::tracker::catalogue::Published;
+    use crate::tracker::catalogue::{Caps, Published};
     use std::sync::Arc;
 
     const PATIENCE: Patience = Patience { hide_after_s: 1_000, drop_after_s: 5_000 };
@@ -213,7 +211,7 @@ mod tests {
     fn without_a_seeder_it_is_hidden_then_dropped_and_a_seeder_brings_it_back() {
         let dir = tempfile::tempdir().unwrap();
         let store = Arc::new(MemStore::new());
-        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
         let (single, folder) = (torrent("one tale.txt", &[]), torrent("two tale", &["a.flac", "b.flac"]));
         for metainfo in [&single, &folder] {
             catalogue.publish(metainfo, by(1), 100).unwrap();
@@ -232,7 +230,7 @@ mod tests {
         drop(catalogue);
 
         // A restart begins no time anew.
-        let catalogue = Catalogue::open(dir.path(), store.clone(), 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
         assert_eq!(found(&catalogue, "tale"), ["one tale.txt"]);
         assert_eq!(content(&catalogue), registry::content_lines(&single));
         catalogue.tidy_seedless(PATIENCE, 3_000);
@@ -248,7 +246,7 @@ mod tests {
         catalogue.stop();
         assert_eq!(content(&catalogue), registry::content_lines(&folder));
         drop(catalogue);
-        let catalogue = Catalogue::open(dir.path(), store, 0).unwrap();
+        let catalogue = Catalogue::open(dir.path(), store, Caps::default(), 0).unwrap();
         assert_eq!((catalogue.len(), catalogue.contains(&single.info_hash())), (1, false));
     }
 }

@@ -12,7 +12,7 @@ use super::body::{BodyError, FileBody};
 use super::{Answer, Ends, Request, Site, host, text, with_type};
 use crate::tracker::announcer::{AnnounceRefused, Asker};
 use crate::tracker::auth::{AuthError, Freshness, Publisher};
-use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, WithdrawError};
+use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, Signed, WithdrawError};
 use crate::tracker::content_file::open_whole_lines;
 use crate::tracker::metrics::{Refused, Served};
 use crate::wire::catalogue::{Hit, MAX_PEERS, MAX_REPLY_BYTES, PeersReply, SearchQuery, SearchReply, SwarmPeer};
@@ -49,11 +49,12 @@ pub(super) async fn search(site: Arc<Site>, request: Request) -> Answer {
 fn hit(site: &Site, found: FoundTorrent) -> Hit {
     let counts = site.announcer.swarms.scrape(&found.key);
     let FoundTorrent { key, summary, added, matched } = found;
+    let file_type = summary.file_type().to_owned();
     Hit {
         torrent: format!("{key}.torrent"),
-        name: summary.name,
-        file_type: summary.file_type,
-        path: summary.path,
+        name: summary.name.into(),
+        file_type,
+        path: summary.path.into(),
         key,
         size: summary.size,
         n_parts: summary.n_parts,
@@ -114,19 +115,22 @@ fn publish_bytes(site: &Site, bytes: &[u8], headers: &HeaderMap) -> Answer {
         return answer;
     }
     let now = site.clock.unix_seconds();
-    let publisher = match headers.get(AUTHORIZATION) {
+    let signed = match headers.get(AUTHORIZATION) {
         None => None,
         Some(header) => match check(site, header, headers, &key, false) {
-            Ok(publisher) => Some(publisher),
+            Ok((publisher, freshness)) => {
+                Some(Signed { publisher, freshness, most: site.announcer.gate.torrents_of(&publisher) })
+            }
             Err(answer) => return *answer,
         },
     };
-    match site.catalogue.publish(&metainfo, publisher, now) {
+    match site.catalogue.publish(&metainfo, signed, now) {
         Ok(Published::New) => text(StatusCode::CREATED, format!("{key}\n")),
         Ok(Published::Known) => text(StatusCode::OK, format!("{key}\n")),
         Err(error) => {
             let (reason, status) = match error {
                 PublishError::Replayed => (Refused::Replayed, StatusCode::UNAUTHORIZED),
+                PublishError::TooMany(_) => (Refused::PublisherFull, StatusCode::FORBIDDEN),
                 PublishError::Full => (Refused::CatalogueFull, StatusCode::SERVICE_UNAVAILABLE),
                 PublishError::Behind | PublishError::Disk(_) => (Refused::StoreBehind, StatusCode::SERVICE_UNAVAILABLE),
                 PublishError::DiskFull => (Refused::DiskFull, StatusCode::INSUFFICIENT_STORAGE),

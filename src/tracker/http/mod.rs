@@ -14,7 +14,7 @@ use std::sync::atomic::AtomicUsize;
 
 use axum::body::Body;
 use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
-use axum::http::{HeaderMap, HeaderValue, Method, Response, StatusCode};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 
 pub use self::body::BodyBudget;
@@ -41,6 +41,8 @@ pub struct Site {
     pub list_peers: bool,
     /// `host` or `host:port` that stands in for what the request says.
     pub public_address: Option<String>,
+    /// In which trusted proxies say who asks.
+    pub proxy_header: HeaderName,
     pub gatekeeper: Gatekeeper,
     pub bodies: BodyBudget,
     /// Connections open now.
@@ -100,11 +102,11 @@ impl Site {
         }
     }
 
-    /// Who asks: behind a trusted proxy the last address that it added to X-Forwarded-For.
+    /// Who asks: behind a trusted proxy the last address that it added to its header.
     fn asker(&self, headers: &HeaderMap, ends: Ends) -> Asker {
         let mut ip = ends.remote.ip();
         if self.announcer.trusted_proxies.contains(&ip) {
-            let forwarded = headers.get_all("x-forwarded-for").iter().next_back();
+            let forwarded = headers.get_all(&self.proxy_header).iter().next_back();
             let last = forwarded.and_then(|value| value.to_str().ok()?.rsplit(',').next()?.trim().parse().ok());
             ip = last.map_or(ip, |last: IpAddr| last.to_canonical());
         }

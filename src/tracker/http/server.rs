@@ -25,12 +25,25 @@ use crate::tracker::metrics::Refused;
 
 /// Connections at once, all listeners together: each takes some 20 KB and a descriptor.
 pub const MAX_CONNECTIONS: usize = 4_096;
-/// From a request's first byte (or the connection's start) to the end of its head.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// Between requests, and without any progress of an answer.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often a connection's time-outs are looked at.
-const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// How long a connection may keep its place without saying anything.
+#[derive(Clone, Copy, Debug)]
+pub struct Timeouts {
+    /// From a request's first byte (or the connection's start) to the end of its head.
+    pub head: Duration,
+    /// Between requests, and without any progress of an answer.
+    pub idle: Duration,
+    /// How often it is looked.
+    pub watch_every: Duration,
+}
+
+impl Default for Timeouts {
+    /// A head comes in one piece, or somebody holds it back; between two requests people think.
+    fn default() -> Timeouts {
+        let [head, idle, watch_every] = [10, 120, 5].map(Duration::from_secs);
+        Timeouts { head, idle, watch_every }
+    }
+}
+
 /// Accepting pauses so long when there are no descriptors left.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Requests in hand at a stop are finished within this time.
@@ -52,13 +65,17 @@ struct Watched {
 }
 
 /// The connections that are open, so that one can be chosen to make room.
-#[derive(Default)]
 struct House {
     open: Mutex<HashMap<u64, Arc<Watched>>>,
     next: AtomicU64,
+    timeouts: Timeouts,
 }
 
 impl House {
+    fn new(timeouts: Timeouts) -> House {
+        House { open: Mutex::default(), next: AtomicU64::new(0), timeouts }
+    }
+
     fn enter(&self, now: Time) -> (u64, Arc<Watched>) {
         let watched = Arc::new(Watched {
             last_io: AtomicU64::new(now.as_nanos()),
@@ -98,8 +115,14 @@ impl House {
 }
 
 /// Serves `listeners` until `stop` turns true; then finishes what is in hand.
-pub async fn serve(site: Arc<Site>, listeners: Vec<TcpListener>, max_connections: usize, stop: watch::Receiver<bool>) {
-    let (house, places) = (Arc::new(House::default()), Arc::new(Semaphore::new(max_connections)));
+pub async fn serve(
+    site: Arc<Site>,
+    listeners: Vec<TcpListener>,
+    max_connections: usize,
+    timeouts: Timeouts,
+    stop: watch::Receiver<bool>,
+) {
+    let (house, places) = (Arc::new(House::new(timeouts)), Arc::new(Semaphore::new(max_connections)));
     let mut loops = JoinSet::new();
     for listener in listeners {
         loops.spawn(accept_loop(site.clone(), listener, house.clone(), places.clone(), stop.clone()));
@@ -193,7 +216,7 @@ async fn connection(
         tokio::select! {
             // What goes wrong on a connection is its client's affair.
             _ = serving.as_mut() => {}
-            reason = timed_out(&watched, &*clock) => site.announcer.metrics.refuse(reason),
+            reason = timed_out(&watched, &*clock, house.timeouts) => site.announcer.metrics.refuse(reason),
             () = watched.close.notified() => {}
             () = stopped(&mut stop) => {
                 serving.as_mut().graceful_shutdown();
@@ -212,25 +235,25 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 }
 
 /// Comes back when the connection has overstayed.
-async fn timed_out(watched: &Watched, clock: &dyn Clock) -> Refused {
+async fn timed_out(watched: &Watched, clock: &dyn Clock, timeouts: Timeouts) -> Refused {
     loop {
-        tokio::time::sleep(WATCH_EVERY).await;
-        if let Some(reason) = overstayed(watched, clock.now()) {
+        tokio::time::sleep(timeouts.watch_every).await;
+        if let Some(reason) = overstayed(watched, clock.now(), timeouts) {
             return reason;
         }
     }
 }
 
-fn overstayed(watched: &Watched, now: Time) -> Option<Refused> {
+fn overstayed(watched: &Watched, now: Time, timeouts: Timeouts) -> Option<Refused> {
     if watched.busy.load(Ordering::Relaxed) {
         // Bodies have a time-out of their own.
         return None;
     }
     let since = |at: &AtomicU64| now.since(Time::from_nanos(at.load(Ordering::Relaxed)));
     let reading_head = watched.head_since.load(Ordering::Relaxed) != 0;
-    if reading_head && since(&watched.head_since) > HEAD_TIMEOUT {
+    if reading_head && since(&watched.head_since) > timeouts.head {
         Some(Refused::HeaderTimeout)
-    } else if since(&watched.last_io) > IDLE_TIMEOUT {
+    } else if since(&watched.last_io) > timeouts.idle {
         Some(Refused::IdleTimeout)
     } else {
         None
@@ -325,25 +348,26 @@ mod tests {
 
     #[test]
     fn who_overstays() {
-        let house = House::default();
+        let house = House::new(Timeouts::default());
         let (_, watched) = house.enter(at(100));
-        assert_eq!(overstayed(&watched, at(110)), None);
-        assert_eq!(overstayed(&watched, at(111)), Some(Refused::HeaderTimeout), "never said a word");
+        let overstayed = |second| overstayed(&watched, at(second), house.timeouts);
+        assert_eq!(overstayed(110), None);
+        assert_eq!(overstayed(111), Some(Refused::HeaderTimeout), "never said a word");
         watched.busy.store(true, Ordering::Relaxed);
-        assert_eq!(overstayed(&watched, at(1_000)), None, "being answered");
+        assert_eq!(overstayed(1_000), None, "being answered");
         watched.busy.store(false, Ordering::Relaxed);
         watched.head_since.store(0, Ordering::Relaxed);
         watched.last_io.store(at(200).as_nanos(), Ordering::Relaxed);
-        assert_eq!(overstayed(&watched, at(320)), None, "between requests");
-        assert_eq!(overstayed(&watched, at(321)), Some(Refused::IdleTimeout));
+        assert_eq!(overstayed(320), None, "between requests");
+        assert_eq!(overstayed(321), Some(Refused::IdleTimeout));
         watched.head_since.store(at(300).as_nanos(), Ordering::Relaxed);
         watched.last_io.store(at(311).as_nanos(), Ordering::Relaxed);
-        assert_eq!(overstayed(&watched, at(311)), Some(Refused::HeaderTimeout), "byte by byte");
+        assert_eq!(overstayed(311), Some(Refused::HeaderTimeout), "byte by byte");
     }
 
     #[tokio::test]
     async fn the_one_idle_longest_makes_room() {
-        let house = House::default();
+        let house = House::new(Timeouts::default());
         let (_, oldest_but_busy) = house.enter(at(1));
         let (_, idle_but_known) = house.enter(at(1));
         idle_but_known.served.store(true, Ordering::Relaxed);

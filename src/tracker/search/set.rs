@@ -6,12 +6,6 @@ pub struct Set {
 }
 
 impl Set {
-    pub fn of(numbers: &[u32]) -> Set {
-        let mut set = Set::default();
-        set.extend(numbers);
-        set
-    }
-
     /// The numbers below `n`.
     pub fn first(n: usize) -> Set {
         let mut set = Set::default();
@@ -117,7 +111,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn set(numbers: &BTreeSet<u32>) -> Set {
-        Set::of(&numbers.iter().copied().collect::<Vec<_>>())
+        let mut set = Set::default();
+        set.extend(&numbers.iter().copied().collect::<Vec<_>>());
+        set
     }
 
     proptest! {

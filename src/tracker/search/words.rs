@@ -8,6 +8,8 @@ use super::MAX_QUERY_WORDS;
 const MAX_WORD_CHARS: usize = 64;
 /// Words taken from one torrent: enough for some thousand file names; a folder of 200,000 is found by the first of them.
 pub const MAX_WORDS: usize = 20_000;
+/// A longer text is taken apart with more care for its length.
+const MAX_PLAIN_BYTES: usize = 4_096;
 
 /// One word of a query: `whole` as it was typed, and the pieces that may stand apart in a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,32 +39,102 @@ pub fn query_words(text: &str) -> Vec<QueryWord> {
         .collect()
 }
 
-/// Every word that a name can be found by. With repetitions.
-pub fn name_words(text: &str) -> Vec<String> {
-    let mut words = Vec::new();
+/// Words of a torrent, one behind the other: a million torrents are taken apart at a start.
+#[derive(Default)]
+pub struct WordList {
+    text: String,
+    /// Where each begins and ends.
+    spans: Vec<(u32, u32)>,
+}
+
+impl WordList {
+    pub fn push(&mut self, word: &str) {
+        let begin = self.text.len() as u32;
+        self.text.push_str(word);
+        self.spans.push((begin, self.text.len() as u32));
+    }
+
+    /// Takes out the repetitions; says whether there is room for more words.
+    pub fn each_once(&mut self) -> bool {
+        let text = &self.text;
+        let word = |(begin, end): (u32, u32)| &text[begin as usize..end as usize];
+        self.spans.sort_unstable_by(|one, other| word(*one).cmp(word(*other)));
+        self.spans.dedup_by(|one, other| word(*one) == word(*other));
+        !self.is_full()
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.spans.len() >= MAX_WORDS
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &str> {
+        self.spans.iter().map(|(begin, end)| &self.text[*begin as usize..*end as usize])
+    }
+}
+
+/// Adds every word that a name can be found by, with repetitions.
+pub fn name_words(text: &str, words: &mut WordList) {
+    if plain_ascii_words(text, words) {
+        return;
+    }
     for run in runs(text, MAX_WORDS) {
         match run {
             Run::Spaced(chars) => {
                 let pieces = pieces(&chars);
                 if pieces.len() > 1 {
-                    words.extend(pieces.iter().map(|piece| lower(piece)));
-                    words.extend(chunks(&pieces));
+                    pieces.iter().for_each(|piece| words.push(&lower(piece)));
+                    chunks(&pieces).iter().for_each(|chunk| words.push(chunk));
                 }
-                words.push(lower(&chars));
+                words.push(&lower(&chars));
             }
             Run::Unspaced(chars) => {
-                words.extend(chars.windows(2).map(|pair| pair.iter().collect::<String>()));
+                chars.windows(2).for_each(|pair| words.push(&pair.iter().collect::<String>()));
                 // The last character begins no pair.
-                words.extend(chars.last().map(char::to_string));
-                words.push(lower(&chars));
+                chars.last().iter().for_each(|char| words.push(&char.to_string()));
+                words.push(&lower(&chars));
             }
         }
-        if words.len() >= MAX_WORDS {
+        if words.is_full() {
             break;
         }
     }
-    words.truncate(MAX_WORDS);
-    words
+}
+
+/// The same for what most names are, without a copy of each word: a quarter of the time. Nothing is added to the others.
+fn plain_ascii_words(text: &str, words: &mut WordList) -> bool {
+    let is_long = |run: &[u8]| run.len() > MAX_WORD_CHARS;
+    let runs = || text.as_bytes().split(|byte| !byte.is_ascii_alphanumeric()).filter(|run| !run.is_empty());
+    let plain = text.is_ascii() && text.len() <= MAX_PLAIN_BYTES && !text.contains('\'');
+    if !plain || runs().next().is_none() || runs().any(is_long) {
+        return false;
+    }
+    let mut lower = [0; MAX_WORD_CHARS];
+    for run in runs() {
+        let lower = &mut lower[..run.len()];
+        lower.copy_from_slice(run);
+        lower.make_ascii_lowercase();
+        let Ok(word) = std::str::from_utf8(lower) else { continue };
+        let (mut piece, mut chunk, mut letters_before) = (0, 0, false);
+        for at in 1..=run.len() {
+            let here = run.get(at).copied().map(char::from);
+            let after = run.get(at + 1).copied().map(char::from);
+            if here.is_some_and(|here| !is_border(char::from(run[at - 1]), here, after))
+                || (here.is_none() && piece == 0)
+            {
+                continue;
+            }
+            let number = run[piece].is_ascii_digit();
+            words.push(&word[piece..at]);
+            // A number belongs to the letters before it, and then what it belongs to has ended.
+            let number_follows = !number && here.is_some_and(|here| here.is_ascii_digit());
+            if !number_follows {
+                words.push(&word[if number && letters_before { chunk } else { piece }..at]);
+            }
+            (chunk, piece, letters_before) = (piece, at, !number);
+        }
+        words.push(word);
+    }
+    true
 }
 
 /// The words of a text with one space between: equal for names that differ in case, accents and punctuation alone.
@@ -95,6 +167,8 @@ enum Class {
 
 fn class(char: char) -> Class {
     match char {
+        // Most are.
+        '0'..='9' | 'a'..='z' | 'A'..='Z' => Class::Letter,
         '\'' | '\u{2019}' | '\u{AD}' | '\u{200B}'..='\u{200D}' => Class::Nothing,
         '\u{300}'..='\u{36F}' | '\u{1AB0}'..='\u{1AFF}' | '\u{1DC0}'..='\u{1DFF}' | '\u{20D0}'..='\u{20FF}' => {
             Class::Nothing
@@ -112,9 +186,15 @@ fn class(char: char) -> Class {
 /// Maximal runs of letters and digits, and of unspaced script, the first `max` of them. A text without any is one run of
 /// what it is, so that even `???` can be found.
 fn runs(text: &str, max: usize) -> Vec<Run> {
+    if text.is_ascii() {
+        return runs_of(text, text.chars(), max);
+    }
+    runs_of(text, DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars()), max)
+}
+
+fn runs_of(text: &str, decomposed: impl Iterator<Item = char>, max: usize) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut last = Class::Separator;
-    let decomposed = DecomposingNormalizerBorrowed::new_nfkd().normalize_iter(text.chars());
     for char in decomposed {
         let class = class(char);
         let full = runs.len() == max;
@@ -144,6 +224,13 @@ fn runs(text: &str, max: usize) -> Vec<Run> {
     runs
 }
 
+fn is_border(before: char, here: char, after: Option<char>) -> bool {
+    let digit_border = before.is_numeric() != here.is_numeric();
+    let hump = before.is_lowercase() && here.is_uppercase();
+    let end_of_capitals = before.is_uppercase() && here.is_uppercase() && after.is_some_and(char::is_lowercase);
+    digit_border || hump || end_of_capitals
+}
+
 /// Where the kind of character changes within a run: `SomeHTMLPage2` is Some, HTML, Page, 2.
 fn pieces(chars: &[char]) -> Vec<&[char]> {
     let mut pieces = Vec::new();
@@ -151,11 +238,7 @@ fn pieces(chars: &[char]) -> Vec<&[char]> {
     for at in 1..chars.len() {
         let (before, here) = (chars[at - 1], chars[at]);
         let after = chars.get(at + 1);
-        let digit_border = before.is_numeric() != here.is_numeric();
-        let hump = before.is_lowercase() && here.is_uppercase();
-        let end_of_capitals =
-            before.is_uppercase() && here.is_uppercase() && after.is_some_and(|after| after.is_lowercase());
-        if digit_border || hump || end_of_capitals {
+        if is_border(before, here, after.copied()) {
             pieces.push(&chars[start..at]);
             start = at;
         }
@@ -181,6 +264,10 @@ fn chunks(pieces: &[&[char]]) -> Vec<String> {
 
 fn lower(chars: &[char]) -> String {
     let mut word = String::with_capacity(chars.len());
+    if chars.iter().all(char::is_ascii) {
+        word.extend(chars.iter().map(char::to_ascii_lowercase));
+        return word;
+    }
     for char in chars.iter().flat_map(|char| char.to_lowercase()) {
         // Letters that Unicode does not take apart, and that people type without.
         match char {
@@ -205,11 +292,34 @@ fn lower(chars: &[char]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rand::rngs::SmallRng;
+    use rand::{Rng, SeedableRng};
+
+    /// Each once.
+    fn words(text: &str) -> Vec<String> {
+        let mut words = WordList::default();
+        name_words(text, &mut words);
+        words.each_once();
+        words.iter().map(str::to_owned).collect()
+    }
+
+    /// What is plain is taken apart as all else is.
+    #[test]
+    fn the_short_way_gives_the_same_words() {
+        let seed = 11;
+        let mut rng = SmallRng::seed_from_u64(seed);
+        for _ in 0..20_000 {
+            let text: String =
+                (0..rng.random_range(1..24)).map(|_| char::from(b"aAbB12.- "[rng.random_range(0..9)])).collect();
+            let text = format!("z {text}");
+            // The mark is no part of any word, and makes it go the long way.
+            let marked = format!("{text}.\u{2019}");
+            assert_eq!(words(&text), words(&marked), "seed {seed}: {text:?}");
+        }
+    }
 
     fn check(text: &str, expected: &str) {
-        let mut words = name_words(text);
-        words.sort();
-        words.dedup();
+        let words = words(text);
         let mut expected: Vec<&str> = expected.split(' ').filter(|word| !word.is_empty()).collect();
         expected.sort_unstable();
         assert_eq!(words, expected, "{text}");
@@ -261,7 +371,9 @@ mod tests {
 
     #[test]
     fn a_name_without_end_is_cut() {
-        assert_eq!(name_words(&"x".repeat(100_000)), ["x".repeat(64)]);
-        assert_eq!(name_words(&"a b ".repeat(100_000)).len(), MAX_WORDS);
+        assert_eq!(words(&"x".repeat(100_000)), ["x".repeat(64)]);
+        let mut many = WordList::default();
+        name_words(&"a b ".repeat(100_000), &mut many);
+        assert!(many.iter().count() <= MAX_WORDS + 1);
     }
 }

@@ -12,7 +12,8 @@ pub mod packed;
 mod peers;
 mod shard;
 
-use std::hash::Hash;
+use std::cmp::Reverse;
+use std::hash::{BuildHasher, Hash};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -23,11 +24,12 @@ use self::packed::{Page, Pages};
 pub use self::peers::MAX_SAMPLE;
 use self::peers::{Endpoint, Peer, Peers};
 use self::shard::{Shard, Swarm, count};
+use super::keyed_hash::BuildKeyedHasher;
 use crate::clock::Time;
 use crate::wire::announce::{AnnounceRequest, Event, ScrapeEntry};
 use crate::wire::id::{InfoHash, PeerId};
 
-/// Swarms at most, whoever asks: about 0.5 GiB when each has a peer or two. Beyond, the emptiest go first.
+/// Swarms at most, whoever asks: about 0.7 GiB when each has a peer or two. Beyond, the emptiest go first.
 pub const MAX_SWARMS: usize = 2_000_000;
 /// Locks: enough that threads seldom meet and that a table which grows holds up few, few enough that idle ones cost
 /// nothing.
@@ -262,8 +264,10 @@ impl Swarms {
 
     /// What was taken and could not be written: it is the oldest again.
     pub fn put_back(&self, unwritten: &[Unwritten]) {
-        for unwritten in unwritten.iter().rev() {
-            self.shard(&unwritten.key).put_back(*unwritten);
+        let mut latest_first = unwritten.to_vec();
+        latest_first.sort_unstable_by_key(|unwritten| Reverse(unwritten.since_s));
+        for unwritten in latest_first {
+            self.shard(&unwritten.key).put_back(unwritten);
         }
     }
 
@@ -333,8 +337,9 @@ impl Swarms {
     }
 
     fn shard(&self, key: &InfoHash) -> MutexGuard<'_, Shard> {
-        let byte = key.as_bytes().last().copied().unwrap_or(0);
-        lock(&self.shards[usize::from(byte) % SHARDS])
+        // Keyed: who chooses keys does not choose the shard. By bits that the tables look at last.
+        let hash = BuildKeyedHasher.hash_one(key);
+        lock(&self.shards[(hash >> 40) as usize % SHARDS])
     }
 }
 
@@ -587,7 +592,6 @@ mod tests {
         let mut join = |n: u16, port: u16| {
             let mut bytes = [0; 20];
             bytes[..2].copy_from_slice(&n.to_be_bytes());
-            bytes[19] = (n % 64) as u8;
             let from = SocketAddr::from(([10, 0, 0, 1], port));
             table.send(0, &request(InfoHash::new(bytes), from, 1, Event::Started), from);
             (table.swarms.len(), table.swarms.entries(), InfoHash::new(bytes))

@@ -5,7 +5,7 @@
 //! says seeder, the rest the class of its gap. What an announce refreshes is not kept: a page changes when somebody joins,
 //! leaves, completes or turns to another rhythm, and peers stand in the order of the table, so that few pages change.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use super::peers::Peer;
 use crate::wire::id::InfoHash;
@@ -90,9 +90,8 @@ impl Pages {
             self.bytes.extend(completed.to_le_bytes());
             for peer in peers.by_ref().take(per_page) {
                 put_ip(&peer, &mut self.bytes);
-                self.bytes.extend(peer.at.port.to_be_bytes());
-                self.bytes.extend(peer.id_tag.to_le_bytes());
-                self.bytes.push(gap_class(peer.gap_s) | if peer.seeder { SEEDER } else { 0 });
+                let Peer { gap_s, id_tag, seeder, .. } = peer;
+                put_tail(peer.at.port, Kept { seeder, gap_s, id_tag }, &mut self.bytes);
             }
             self.ends.push((PageNumber { of_v6, number }, self.bytes.len()));
             if peers.len() == 0 {
@@ -100,6 +99,25 @@ impl Pages {
             }
         }
     }
+}
+
+fn put_tail(port: u16, kept: Kept, bytes: &mut Vec<u8>) {
+    bytes.extend(port.to_be_bytes());
+    bytes.extend(kept.id_tag.to_le_bytes());
+    bytes.push(gap_class(kept.gap_s) | if kept.seeder { SEEDER } else { 0 });
+}
+
+/// The content of a page of these peers, which are of one family, however many they are.
+pub fn content(completed: u32, peers: impl Iterator<Item = (SocketAddr, Kept)>) -> Vec<u8> {
+    let mut bytes = completed.to_le_bytes().to_vec();
+    for (at, kept) in peers {
+        match at.ip() {
+            IpAddr::V4(ip) => bytes.extend(ip.octets()),
+            IpAddr::V6(ip) => bytes.extend(ip.octets()),
+        }
+        put_tail(at.port(), kept, &mut bytes);
+    }
+    bytes
 }
 
 /// What is kept of a peer beside its address.
@@ -132,12 +150,8 @@ impl<'a> Page<'a> {
     }
 
     /// Number of peers.
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.peers.len() / if self.of_v6 { V6_BYTES } else { V4_BYTES }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.peers.is_empty()
     }
 
     pub fn peers(&self, mut tell: impl FnMut(SocketAddr, Kept)) {
@@ -208,7 +222,7 @@ mod tests {
             completed += page.completed();
             let before = back.len();
             page.peers(|at, kept| back.push((at, kept)));
-            assert_eq!(back.len() - before, page.len());
+            assert_eq!(back.len() - before, page.count());
             assert!(Page::parse(number.of_v6, &content[..content.len() - 1]).is_none());
         }
         assert_eq!(completed, 9);
