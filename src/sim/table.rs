@@ -12,7 +12,7 @@ use super::scenario::{PeerSpec, Scenario};
 const UP_BITS_PER_S: u64 = 10_000_000;
 
 /// Slots, and pieces in a turn, of those who cooperate: the best that was found.
-const COOPERATIVE: (usize, u64) = (4, 2);
+const COOPERATIVE: (usize, u64) = (2, 2);
 
 /// How large a row is played.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -74,7 +74,7 @@ pub const ROWS: &[Row] = &[
         name: "cooperative",
         figure: "last finish / block bound, nobody asks for a return",
         goal: Goal::AtMost(1.05),
-        short: Goal::AtMost(1.58),
+        short: Goal::AtMost(1.45),
         seeds: 20,
         play: cooperative,
     },
@@ -98,7 +98,7 @@ pub const ROWS: &[Row] = &[
         name: "free-riders",
         figure: "content of the median free rider (20 %) when the median contributor is complete",
         goal: Goal::AtMost(1.0 / 3.0),
-        short: Goal::AtMost(0.65),
+        short: Goal::AtMost(1.0 / 3.0),
         seeds: 20,
         play: free_riders,
     },
@@ -106,7 +106,7 @@ pub const ROWS: &[Row] = &[
         name: "poisoners",
         figure: "last finish with 10 % poisoners / with none; infinite if an innocent peer was banned, or no poisoner",
         goal: Goal::AtMost(1.25),
-        short: Goal::AtMost(1.4),
+        short: Goal::AtMost(1.5),
         seeds: 20,
         play: poisoners,
     },
@@ -114,7 +114,7 @@ pub const ROWS: &[Row] = &[
         name: "large-view",
         figure: "the same with free riders that connect to everybody",
         goal: Goal::AtMost(1.0 / 3.0),
-        short: Goal::AtMost(0.60),
+        short: Goal::AtMost(0.4),
         seeds: 20,
         play: large_view,
     },
@@ -122,7 +122,7 @@ pub const ROWS: &[Row] = &[
         name: "bit-tyrant",
         figure: "BitTyrant's finish / the product's in the place of a contributor with 4 x the uplink of others",
         goal: Goal::AtLeast(0.8),
-        short: Goal::AtLeast(1.0),
+        short: Goal::AtLeast(0.9),
         seeds: 20,
         play: bit_tyrant,
     },
@@ -130,7 +130,7 @@ pub const ROWS: &[Row] = &[
         name: "thieves",
         figure: "part of the seed's upload that 3 thieves get beside 20 honest leechers",
         goal: Goal::AtMost(1.5 * 3.0 / 23.0),
-        short: Goal::AtMost(0.25),
+        short: Goal::AtMost(1.5 * 3.0 / 23.0),
         seeds: 20,
         play: thieves,
     },

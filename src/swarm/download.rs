@@ -105,7 +105,7 @@ impl Swarm {
         session.down.received_bytes += u64::from(useful);
         session.down.wasted_bytes += u64::from(block.len() - useful);
         if useful > 0 && self.picker.is_contested(block.piece()) {
-            self.cancel_received(id, block.piece());
+            self.cancel_received(block.piece());
         }
         let piece_complete = self.picker.is_complete(block.piece());
         match taken {
@@ -249,10 +249,11 @@ impl Swarm {
         None
     }
 
-    /// Withdraws what others were asked for of this piece and has come in from elsewhere.
-    fn cancel_received(&mut self, from: SessionId, piece: PieceIndex) {
+    /// Withdraws what was asked for of this piece and has come in otherwise: from another peer, or from the same one in
+    /// answer to a request that its choke had dropped.
+    fn cancel_received(&mut self, piece: PieceIndex) {
         let mut wakes = Vec::new();
-        for session in self.sessions.values_mut().filter(|session| session.id != from) {
+        for session in self.sessions.values_mut() {
             let mut at = 0;
             while let Some(request) = session.down.outstanding.get(at).copied() {
                 if request.block.piece() != piece || !self.picker.is_received(request.block) {

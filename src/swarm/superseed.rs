@@ -449,7 +449,16 @@ impl Swarm {
         if unknown || session.closing || veil.ahead_bytes >= self.ahead_due_bytes(now, session, veil, alone) {
             return None;
         }
-        let fresh = self.super_seed.as_mut()?.take_fresh(veil);
+        let choked = session.we_choke;
+        let super_seed = self.super_seed.as_mut()?;
+        if !choked && super_seed.next_fresh().is_none() {
+            // What was kept for those that are choked goes to who can take it now.
+            for other in self.sessions.values_mut().filter(|other| other.we_choke) {
+                other.veil.iter_mut().for_each(|veil| super_seed.withdraw_unsent(veil));
+            }
+        }
+        let veil = self.sessions.get(&id)?.veil.as_ref()?;
+        let fresh = super_seed.take_fresh(veil);
         fresh.or_else(|| self.promised_elsewhere(now, id)).or_else(|| self.fewest_copies(now, id))
     }
 

@@ -6,9 +6,10 @@ use super::SessionView;
 use super::standing::Standing;
 use crate::clock::Time;
 
-/// A turn at a seed: so many bytes or so much time, whichever comes first ...
+/// A turn at a seed: so many bytes or so much time, whichever comes first. Short, so that a crowd gets what is new from
+/// many sides at once, and who takes and wastes it has soon had its turn ...
 pub const TURN_BYTES: u64 = 32 << 20;
-const TURN_TIME: Duration = Duration::from_secs(30);
+const TURN_TIME: Duration = Duration::from_secs(5);
 /// ... but at least one piece, unless the taker is so slow that others would wait for ever.
 const LONGEST_TURN: Duration = Duration::from_secs(120);
 /// Who holds a slot and asks for nothing for so long makes room: several round trips of a far peer.
@@ -72,10 +73,10 @@ impl Entry {
         self.seen_in = review;
     }
 
-    pub fn take_standing(&mut self, standing: Standing) {
+    pub fn take_standing(&mut self, standing: Standing, many_give: bool) {
         self.standing = standing;
         self.owed = standing.owed_pieces(self.view.piece_bytes);
-        self.defaults = standing.defaults(self.view.piece_bytes);
+        self.defaults = standing.defaults(self.view.piece_bytes, many_give);
     }
 
     pub fn is_regular(&self) -> bool {
@@ -113,9 +114,9 @@ impl Entry {
     pub fn turn_is_over(&self, now: Time, share_bytes: u64) -> bool {
         let (taken, piece, held) = (self.taken_bytes(), u64::from(self.view.piece_bytes), now.since(self.since));
         let (most_bytes, most_time) = self.quota(share_bytes);
-        let through = !self.view.mid_piece || self.in_rounds;
+        let through = !self.view.mid_piece;
         (taken >= most_bytes && (through || taken >= most_bytes + piece))
-            || (held >= most_time && taken >= piece)
+            || (held >= most_time && taken >= piece && through)
             || held >= LONGEST_TURN.max(most_time)
     }
 

@@ -9,16 +9,13 @@
 //!
 //! Both were played in the simulator: FairTorrent's deficit (Sherman, Nieh and Stein 2009) within choke and unchoke, and
 //! rate tit-for-tat (Cohen 2003, four slots, rounds of 10 s). Debts need no round to be decided by: who returns nothing
-//! is found out after one piece, and who gives four times as much as others is owed four times as much. Rates are a
-//! little faster where all are honest, and feed whoever asks. Seed 1 of each:
+//! is found out after one piece, and who gives four times as much as others is owed four times as much. Rates feed
+//! whoever asks. Seed 1 of each, 127 leechers, 256 pieces of 256 KiB, 10 Mbit/s:
 //!
-//! | scenario (256 KiB pieces, 10 Mbit/s) | debts | rates |
+//! | scenario | debts | rates |
 //! |---|---|---|
-//! | 63 leechers, 128 pieces: last finish / block bound | 1.28 | 1.38 |
-//! | 127 leechers, 256 pieces: the same | 1.30 | 1.21 |
-//! | 127 leechers, 256 pieces, a fifth free riders: the same | 1.36 | 1.39 |
-//! | ... and what the median free rider has when the median contributor is complete | 0.28 | 0.93 |
-//! | the last again with seed 2, where the lone seed fed more of them | 0.59 | 1.00 |
+//! | last finish / block bound | 1.17 | 1.20 |
+//! | a fifth free riders: what the median one has when the median contributor is complete | 0.18 | 0.89 |
 
 mod account;
 mod entry;
@@ -49,6 +46,9 @@ use standing::{Standing, Standings};
 const OPTIMISTIC_TIME: Duration = Duration::from_secs(30);
 /// Who takes and does not give gets no more than a piece in so long, by the optimistic slot.
 const TRICKLE: Duration = Duration::from_secs(20);
+/// Where so many have given us something, a newcomer finds enough who give it a first piece: whoever never gave gets no
+/// second one. Among fewer it may have nothing that we lack.
+const MANY: usize = 4;
 /// A turn that is over may be let go on: that is not looked at again before this.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How often those are forgotten who have been away for long.
@@ -102,6 +102,8 @@ pub struct Choker {
     /// Reviews so far, and the time of the last.
     reviews: u64,
     reviewed: Time,
+    /// At the last review [`MANY`] or more had given us something.
+    many_give: bool,
     forgot: Time,
     /// When the optimistic slot was last given away.
     drawn: Time,
@@ -119,6 +121,7 @@ impl Choker {
             rng: SmallRng::seed_from_u64(seed),
             reviews: 0,
             reviewed: Time::ZERO,
+            many_give: false,
             forgot: Time::ZERO,
             drawn: Time::ZERO,
             next_optimistic: Time::ZERO,
@@ -154,7 +157,8 @@ impl Choker {
         let Choker { entries, standings, .. } = self;
         let since_last = now.since(self.reviewed);
         self.reviews += 1;
-        let (mut sent, mut wanting, mut piece_bytes) = (0, 0, 0);
+        let many_give = self.many_give;
+        let (mut sent, mut wanting, mut piece_bytes, mut givers) = (0, 0, 0, 0);
         // A standing changed after one of its entries had taken it.
         let mut stale = false;
         for &view in views {
@@ -172,7 +176,8 @@ impl Choker {
             // With a single slot there is nothing to rank: everybody takes turns.
             entry.update(now, view, view.seeding || self.slots.get() <= 1, self.reviews);
             standing.slots += u32::from(entry.is_regular());
-            entry.take_standing(*standing);
+            entry.take_standing(*standing, many_give);
+            givers += usize::from(standing.received_bytes > 0);
             sent += took;
             wanting += u64::from(view.interested);
             piece_bytes += if view.interested { u64::from(view.piece_bytes) } else { 0 };
@@ -185,13 +190,14 @@ impl Choker {
             }
         }
         if stale {
-            entries.values_mut().for_each(|entry| entry.take_standing(standings.get(&entry.view.identity)));
+            entries.values_mut().for_each(|entry| entry.take_standing(standings.get(&entry.view.identity), many_give));
         }
         if now.since(self.forgot) >= FORGET_EVERY {
             self.forgot = now;
             standings.forget(now);
         }
         self.reviewed = now;
+        self.many_give = givers >= MANY;
         let crowded = self.free_slots() == 0 && self.entries.values().any(Entry::waits);
         self.slots.measure(now, sent, piece_bytes / u64::max(wanting, 1), crowded);
     }
@@ -279,7 +285,7 @@ impl Choker {
         let standing = self.standings.touch(now, who);
         change(standing);
         for entry in self.entries.values_mut().filter(|entry| entry.view.identity == who) {
-            entry.take_standing(*standing);
+            entry.take_standing(*standing, self.many_give);
         }
     }
 
@@ -344,7 +350,7 @@ impl Choker {
         let holder = self.entries.values().find(|entry| entry.slot == Slot::Optimistic);
         let share = self.slots.share_bytes();
         let stays = |holder: &Entry| {
-            let over = !holder.in_rounds && holder.turn_is_over(now, share);
+            let over = holder.turn_is_over(now, share);
             !holder.is_idle(now) && now < self.next_optimistic && !over
         };
         if holder.is_some_and(stays) {
@@ -612,7 +618,8 @@ mod tests {
         let trickle = world.views[2].sent_bytes + world.views[3].sent_bytes;
         assert!(world.views[2].sent_bytes.min(world.views[3].sent_bytes) > MIB);
         assert!(trickle < 40 * MIB, "{} MiB", trickle / MIB);
-        assert_eq!(world.why(2), Why::Defaults);
+        // One of them may have the trickle just now.
+        assert!([2, 3].map(|id| world.why(id)).contains(&Why::Defaults));
         // It gives, and is forgiven.
         world.view(2).denies = false;
         world.run(30, MIB, &[(0, MIB / 2), (1, MIB / 2), (2, 2 * MIB)]);
@@ -630,6 +637,21 @@ mod tests {
     }
 
     #[test]
+    fn among_many_who_give_nobody_gets_a_second_piece_for_nothing() {
+        let sent_to_the_last = |givers: u32| {
+            let mut world = World::new(UploadSlots::Fixed(3));
+            for id in 0..=givers {
+                world.join(id, false, 0);
+            }
+            let gives: Vec<(u32, u64)> = (0..givers).map(|id| (id, MIB / 2)).collect();
+            world.run(60, MIB, &gives);
+            world.view(givers).sent_bytes / MIB
+        };
+        let (few, many) = (sent_to_the_last(MANY as u32 - 1), sent_to_the_last(MANY as u32));
+        assert!(many <= 5 && few > 2 * many, "{many} MiB among many, {few} among few");
+    }
+
+    #[test]
     fn the_optimistic_slot_goes_round_and_favours_newcomers() {
         let mut lucky = 0;
         for seed in 0..300 {
@@ -643,12 +665,12 @@ mod tests {
             for id in 0..6 {
                 world.view(id).sent_bytes += MIB;
             }
-            world.join(6, true, 0);
             let drawn = |world: &World| {
                 let drawn = world.choker.reasons().into_iter().find(|(_, why)| *why == Why::Optimistic);
                 drawn.map(|(session, _)| session.0)
             };
             let old = drawn(&world);
+            world.join(6, true, 0);
             while drawn(&world) == old {
                 world.run(1, 0, &[]);
                 world.views.iter_mut().for_each(|view| view.asks = true);
@@ -694,13 +716,13 @@ mod tests {
             (Why::InLine { place: 1, generous: false }, Why::Turn { generous: true })
         );
         // Its credit is sqrt(2 + 2): a turn of 64 MiB.
-        world.run(15, 4 * MIB, &[]);
+        world.run(6, 10 * MIB, &[]);
         assert_eq!(world.unchoked(), [1], "60 of 64 MiB");
-        world.run(2, 4 * MIB, &[]);
+        world.run(1, 10 * MIB, &[]);
         assert_eq!(world.unchoked(), [0]);
-        world.run(7, 4 * MIB, &[]);
+        world.run(2, 10 * MIB, &[]);
         assert_eq!(world.unchoked(), [0], "less than 32 MiB");
-        world.run(2, 4 * MIB, &[]);
+        world.run(1, 10 * MIB, &[]);
         assert_eq!(world.unchoked(), [1]);
     }
 

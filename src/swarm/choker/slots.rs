@@ -10,8 +10,11 @@ const FIRST_SLOTS: usize = 8;
 /// sooner than many slow ones.
 const LEAST_SLOTS: usize = 2;
 const MOST_SLOTS: usize = 8;
-/// So long shall a slot take for one piece.
-const PIECE_TIME_S: f64 = 1.2;
+/// So long shall a slot take for one piece. In the simulator's flash crowd of 127 peers the last is complete at 1.22
+/// times the bound with 1.2 s, at 1.19 with 0.7 s and at 1.17 with 0.5 s.
+const PIECE_TIME_S: f64 = 0.5;
+/// A turn by reciprocity is what a slot carries in this time, in whole pieces.
+const TURN_S: f64 = 1.2;
 /// What is sent is measured over at least this: what fits into sockets goes out at once and says nothing.
 const SAMPLE: Duration = Duration::from_secs(1);
 /// What the uplink once carried is believed for about so long.
@@ -81,9 +84,9 @@ impl SlotCount {
         self.count
     }
 
-    /// What a slot carries in the time in which it shall carry a piece.
+    /// What a slot carries in the time of a turn.
     pub fn share_bytes(&self) -> u64 {
-        (self.uplink_bytes_per_s * PIECE_TIME_S) as u64 / self.count.max(1) as u64
+        (self.uplink_bytes_per_s * TURN_S) as u64 / self.count.max(1) as u64
     }
 
     /// So much was sent since the last call; pieces have so many bytes; all slots are held and others wait, or not.
@@ -163,10 +166,10 @@ mod tests {
     #[test]
     fn a_slot_carries_a_piece_soon() {
         let filled = |bytes_per_s: u64| move |_: usize| bytes_per_s;
-        assert_eq!(after(4, 256 << 10, filled(1_190_000)), 5);
+        assert_eq!(after(4, 256 << 10, filled(2_400_000)), 5);
         assert_eq!(after(4, 256 << 10, filled(4_800_000)), MOST_SLOTS);
         assert_eq!(after(4, 4 << 20, filled(1_190_000)), LEAST_SLOTS);
-        assert_eq!(after(4, 64 << 10, filled(300_000)), 5);
+        assert_eq!(after(4, 64 << 10, filled(390_000)), 3);
         assert_eq!(after(3, 256 << 10, |_| 0), FIRST_SLOTS, "nothing is known");
     }
 
@@ -176,7 +179,7 @@ mod tests {
         let slow_takers = |slots: usize| (slots as u64 * 100_000).min(1_200_000);
         let slots = after(200, 256 << 10, slow_takers);
         assert!((10..=15).contains(&slots), "{slots}");
-        let filled = after(200, 256 << 10, |_| 1_190_000);
+        let filled = after(200, 256 << 10, |_| 2_400_000);
         assert!((5..=6).contains(&filled), "{filled}");
     }
 

@@ -11,7 +11,7 @@ use crate::clock::Time;
 /// An identity without a session is forgotten after so long: what it owes is then too old to matter.
 const REMEMBERED: Duration = Duration::from_secs(3_600);
 /// Who owes us a piece and has what we want may take so long to give: it has others to serve.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(1);
 /// More identities than this are not remembered at a time: twenty times what can be connected.
 const MOST_REMEMBERED: usize = 4_096;
 
@@ -52,9 +52,10 @@ impl Standing {
         }
     }
 
-    /// It takes and does not give, though it could.
-    pub fn defaults(&self, piece_bytes: u32) -> bool {
-        self.denied >= PATIENCE && self.owed_pieces(piece_bytes) < 0
+    /// It takes and does not give, though it could; among many who give it is enough that it never did.
+    pub fn defaults(&self, piece_bytes: u32, many_give: bool) -> bool {
+        let never_gave = many_give && self.received_bytes == 0;
+        (self.denied >= PATIENCE || never_gave) && self.owed_pieces(piece_bytes) < 0
     }
 
     /// FairTorrent's deficit with the sign of a balance: what we owe it, in whole pieces, rounded down.
