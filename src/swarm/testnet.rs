@@ -663,7 +663,7 @@ fn among_several_seeds_rarest_first_uses_the_uplinks_and_file_order_would_not() 
             net.run(120) / (net.layout.total_bytes() as f64 / 1e6)
         });
         let [rarest_first, file_order] = ratio;
-        assert!(rarest_first < 2.0, "seed {seed}: {rarest_first} of the fluid bound");
+        assert!(rarest_first < 1.85, "seed {seed}: {rarest_first} of the fluid bound");
         assert!(file_order > 1.3 * rarest_first, "seed {seed}: {file_order} in file order, else {rarest_first}");
     }
 }
@@ -706,7 +706,7 @@ fn seeds_that_have_nothing_hold_nobody_up() {
         });
         times.iter_mut().for_each(|took| *took = (*took * 100.0).round() / 100.0);
         let [clean, silent, rejecting] = times;
-        assert!(silent.max(rejecting) < 1.4 * clean, "seed {seed}: {times:?}");
+        assert!(silent.max(rejecting) < 1.35 * clean, "seed {seed}: {times:?}");
     }
 }
 

@@ -298,9 +298,9 @@ impl Desk {
 mod tests {
     use super::*;
     use crate::db::{MemStore, Submitted, Visit};
+    use crate::tracker::announcer::fixture;
     use crate::tracker::connection_id::seeded_rng;
     use crate::wire::announce::{AnnounceRequest, Event};
-    use crate::wire::id::PeerId;
     use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
     use std::sync::atomic::AtomicBool;
 
@@ -364,20 +364,7 @@ mod tests {
         }
 
         fn announce(&mut self, now_s: u64, n: u32, from: SocketAddr, left: u64, event: Event) -> Vec<SocketAddr> {
-            let request = AnnounceRequest {
-                info_hash: key(n),
-                peer_id: PeerId(*b"-LT2110-............"),
-                port: from.port(),
-                uploaded: 0,
-                downloaded: 0,
-                left,
-                event,
-                numwant: None,
-                key: None,
-                compact: true,
-                no_peer_id: false,
-                ip: None,
-            };
+            let request = AnnounceRequest { info_hash: key(n), ..fixture::request(from.port(), left, event) };
             let (now, mut peers) = (Time::from_secs(now_s), Vec::new());
             let rng = &mut self.rng;
             self.swarms.announce(now, &request, from.ip(), 200, rng, || true, |peer| peers.push(peer)).unwrap();

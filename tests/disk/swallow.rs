@@ -46,6 +46,14 @@ fn write_part(root: &Path) -> Storage {
     storage
 }
 
+fn put_one(root: &Path) {
+    put(&SledStore::open(&root.join("state/db")).expect("a store"), b"k");
+}
+
+fn has_one(disk: &Disk) -> bool {
+    has(&SledStore::open(&disk.path().join("state/db")).expect("a store"), b"k")
+}
+
 /// What is done, and whether it is still so after the power was cut.
 struct Case {
     name: &'static str,
@@ -56,30 +64,15 @@ struct Case {
 
 fn cases() -> Vec<Case> {
     vec![
-        Case {
-            name: "the barrier",
-            swallowed: (Call::Sync, "state/db/db"),
-            work: |root| put(&SledStore::open(&root.join("state/db")).expect("a store"), b"k"),
-            kept: |disk| has(&SledStore::open(&disk.path().join("state/db")).expect("a store"), b"k"),
-        },
+        Case { name: "the barrier", swallowed: (Call::Sync, "state/db/db"), work: put_one, kept: has_one },
         Case {
             name: "the database's folder",
             swallowed: (Call::SyncFolder, "=state/db"),
-            work: |root| put(&SledStore::open(&root.join("state/db")).expect("a store"), b"k"),
-            kept: |disk| has(&SledStore::open(&disk.path().join("state/db")).expect("a store"), b"k"),
+            work: put_one,
+            kept: has_one,
         },
-        Case {
-            name: "the folder above it",
-            swallowed: (Call::SyncFolder, "=state"),
-            work: |root| put(&SledStore::open(&root.join("state/db")).expect("a store"), b"k"),
-            kept: |disk| has(&SledStore::open(&disk.path().join("state/db")).expect("a store"), b"k"),
-        },
-        Case {
-            name: "the folder above that",
-            swallowed: (Call::SyncFolder, "="),
-            work: |root| put(&SledStore::open(&root.join("state/db")).expect("a store"), b"k"),
-            kept: |disk| has(&SledStore::open(&disk.path().join("state/db")).expect("a store"), b"k"),
-        },
+        Case { name: "the folder above it", swallowed: (Call::SyncFolder, "=state"), work: put_one, kept: has_one },
+        Case { name: "the folder above that", swallowed: (Call::SyncFolder, "="), work: put_one, kept: has_one },
         Case { name: "the dump's bytes", swallowed: (Call::Sync, "db/dump.new"), work: dump, kept: restored },
         Case { name: "the dump's new name", swallowed: (Call::Rename, "db/dump.new"), work: dump, kept: restored },
         Case { name: "the dump's folder", swallowed: (Call::SyncFolder, "=state/db"), work: dump, kept: restored },

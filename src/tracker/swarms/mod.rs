@@ -406,6 +406,7 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
 mod tests {
     use super::shard::SWEEP_PAUSE_S;
     use super::*;
+    use crate::tracker::announcer::fixture;
     use rand::SeedableRng;
     use rand::rngs::SmallRng;
 
@@ -426,20 +427,7 @@ mod tests {
     fn request(key: InfoHash, from: SocketAddr, left: u64, event: Event) -> AnnounceRequest {
         let mut peer_id = *b"-LT2110-............";
         peer_id[18..].copy_from_slice(&from.port().to_be_bytes());
-        AnnounceRequest {
-            info_hash: key,
-            peer_id: PeerId(peer_id),
-            port: from.port(),
-            uploaded: 0,
-            downloaded: 0,
-            left,
-            event,
-            numwant: None,
-            key: None,
-            compact: true,
-            no_peer_id: false,
-            ip: None,
-        }
+        AnnounceRequest { info_hash: key, peer_id: PeerId(peer_id), ..fixture::request(from.port(), left, event) }
     }
 
     impl Table {
