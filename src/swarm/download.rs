@@ -347,7 +347,7 @@ impl Swarm {
         stalled.into_iter().for_each(|id| self.tell_to_close(id, CloseReason::Fault(PeerFault::Stalled)));
         for (id, piece) in forgiven {
             // The piece's number was checked when it was refused.
-            let _ = self.peer_has(id, piece.get());
+            let _ = self.peer_has(now, id, piece.get());
             wakes.push(id);
         }
         wakes.into_iter().for_each(|id| self.wake(id));

@@ -5,7 +5,8 @@
 //! then of single pieces (HAVE), each shown to it alone; nobody asks for what it was not shown. To each peer enough is
 //! shown to keep its pipe full. A piece is *fresh* (shown to nobody, and nobody has it) → *promised* (shown to, or asked
 //! for by, some session) → *copied* (a session says that it has it, or was sent all of it a moment ago). When every
-//! piece is copied the swarm can live without us: the veils are lifted, everybody is told of all we have.
+//! piece is copied, and none lies with a peer that does not pass it on, the swarm can live without us: the veils are
+//! lifted, everybody is told of all we have.
 //!
 //! What is asked for is always served, shown or not.
 
@@ -57,6 +58,12 @@ const RELIEF_GAIN_S: f64 = 0.5;
 /// [`UNPASSED_PIECES`], does not pass on what it gets: others that do come first.
 const UNPASSED: Duration = Duration::from_secs(4);
 const UNPASSED_PIECES: u64 = 4;
+/// A piece may lie for so long, and for so many times as long as it takes to send, but not for longer than
+/// [`MOST_PATIENCE`], with a peer that does not fetch it, or that nobody else gets it from; then it goes to others as
+/// well. The peer may be one that only takes, or that sends what is wrong.
+const PATIENCE: Duration = Duration::from_secs(8);
+const PATIENCE_TIMES: f64 = 4.0;
+const MOST_PATIENCE: Duration = Duration::from_secs(120);
 /// How far to look for a fresh piece that a peer was not shown before.
 const FRESH_LOOKED_AT: usize = 64;
 
@@ -87,7 +94,12 @@ pub(super) struct Veil {
     /// Pieces by whose copies this session counts.
     copied: Bitfield,
     /// Sent to it whole, and seen with nobody else yet.
-    unpassed: BTreeSet<PieceIndex>,
+    unpassed: BTreeMap<PieceIndex, Unpassed>,
+    /// Pieces that it alone was sent, and those of them that it did not pass on in time.
+    given: u32,
+    kept: u32,
+    /// Some lie with it still, or it kept one in two.
+    pub(super) keeps: bool,
     doublings: u32,
     /// When it was last shown or sent something, or asked.
     moved: Time,
@@ -97,9 +109,19 @@ pub(super) struct Veil {
 
 #[derive(Clone, Copy, Debug)]
 struct Promise {
+    /// When it was made, or a block of it last sent.
+    moved: Time,
     sent_bytes: u32,
     /// When all of it had been sent.
     whole: Option<Time>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Unpassed {
+    sent: Time,
+    /// From then on it is as good as lost.
+    late: Time,
+    counted: bool,
 }
 
 impl SuperSeed {
@@ -130,9 +152,9 @@ impl SuperSeed {
         }
     }
 
-    fn promise(&mut self, veil: &mut Veil, piece: PieceIndex, len: u32) {
+    fn promise(&mut self, now: Time, veil: &mut Veil, piece: PieceIndex, len: u32) {
         veil.shown.set(piece);
-        veil.promises.insert(piece, Promise { sent_bytes: 0, whole: None });
+        veil.promises.insert(piece, Promise { moved: now, sent_bytes: 0, whole: None });
         veil.ahead_bytes += u64::from(len);
         self.promised[piece.as_usize()] += 1;
     }
@@ -210,11 +232,24 @@ impl Veil {
             promises: BTreeMap::new(),
             ahead_bytes: 0,
             copied: Bitfield::empty(pieces),
-            unpassed: BTreeSet::new(),
+            unpassed: BTreeMap::new(),
+            given: 0,
+            kept: 0,
+            keeps: false,
             doublings: 0,
             moved: now,
             lifted: None,
         }
+    }
+
+    /// Whether the peer passes on what it alone is sent.
+    fn judge(&mut self, now: Time) {
+        let mut lies = false;
+        for unpassed in self.unpassed.values_mut().filter(|unpassed| unpassed.late <= now) {
+            lies = true;
+            self.kept += u32::from(!std::mem::replace(&mut unpassed.counted, true));
+        }
+        self.keeps = self.lifted.is_none() && (lies || self.kept > 0 && self.kept * 2 >= self.given);
     }
 
     /// Tells of what was not shown before, from the `from`th piece on. Returns whether `max_bytes` cut it short.
@@ -242,6 +277,17 @@ impl Session {
             0 if now.since(veil.moved) < STALE => 0.0,
             _ => veil.ahead_bytes as f64 / rate as f64,
         }
+    }
+
+    /// How long it may keep a piece to itself.
+    fn patience(&self, now: Time, piece_bytes: u32) -> Duration {
+        let piece_s = f64::from(piece_bytes) / self.up.rate.bytes_per_s(now).max(1) as f64;
+        Duration::from_secs_f64(piece_s * PATIENCE_TIMES).clamp(PATIENCE, MOST_PATIENCE)
+    }
+
+    /// It wants what it was promised, and will be unchoked for it.
+    fn waits_for_promised(&self) -> bool {
+        self.we_choke && self.peer_interested && self.veil.as_ref().is_some_and(|it| it.ahead_bytes > 0 && !it.keeps)
     }
 
     /// It does not pass on what it was sent.
@@ -294,7 +340,7 @@ impl Swarm {
     }
 
     /// A peer said that it has this piece.
-    pub(super) fn superseed_has(&mut self, id: SessionId, piece: PieceIndex) {
+    pub(super) fn superseed_has(&mut self, now: Time, id: SessionId, piece: PieceIndex) {
         let len = self.layout().piece_len(piece);
         let Some(super_seed) = &mut self.super_seed else { return };
         for session in self.sessions.values_mut() {
@@ -306,11 +352,11 @@ impl Swarm {
                 None => {}
             }
         }
-        self.lift_when_copied();
+        self.lift_when_copied(now);
     }
 
     /// A peer said for the first time what it has: it stands in its session.
-    pub(super) fn superseed_has_these(&mut self, id: SessionId) {
+    pub(super) fn superseed_has_these(&mut self, now: Time, id: SessionId) {
         let layout = self.layout();
         let Some(super_seed) = &mut self.super_seed else { return };
         let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -318,7 +364,7 @@ impl Swarm {
         for piece in session.pieces.iter_set(layout) {
             super_seed.copied_by(veil, piece, layout.piece_len(piece));
         }
-        self.lift_when_copied();
+        self.lift_when_copied(now);
     }
 
     pub(super) fn superseed_interest(&mut self, now: Time, id: SessionId, interested: bool) {
@@ -340,7 +386,7 @@ impl Swarm {
         let Some(veil) = self.sessions.get_mut(&id).and_then(|session| session.veil.as_mut()) else { return };
         veil.moved = now;
         if !veil.promises.contains_key(&piece) && !veil.copied.get(piece) {
-            super_seed.promise(veil, piece, len);
+            super_seed.promise(now, veil, piece, len);
         }
     }
 
@@ -348,16 +394,20 @@ impl Swarm {
     pub(super) fn superseed_sent(&mut self, now: Time, id: SessionId, block: Block) {
         let (piece, len) = (block.piece(), self.layout().piece_len(block.piece()));
         let Some(super_seed) = &self.super_seed else { return };
-        let Some(veil) = self.sessions.get_mut(&id).and_then(|session| session.veil.as_mut()) else { return };
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let patience = session.patience(now, len);
+        let Some(veil) = &mut session.veil else { return };
         veil.moved = now;
         let Some(promise) = veil.promises.get_mut(&piece) else { return };
+        promise.moved = now;
         let more = block.len().min(len - promise.sent_bytes);
         promise.sent_bytes += more;
         veil.ahead_bytes -= u64::from(more);
         if promise.sent_bytes == len && promise.whole.is_none() {
             promise.whole = Some(now);
             if super_seed.copies[piece.as_usize()] == 0 {
-                veil.unpassed.insert(piece);
+                veil.unpassed.insert(piece, Unpassed { sent: now, late: now + patience, counted: false });
+                veil.given += 1;
             }
         }
     }
@@ -383,6 +433,7 @@ impl Swarm {
             let asks = session.is_served();
             let Some(veil) = &mut session.veil else { continue };
             super_seed.settle(now, veil);
+            veil.judge(now);
             let still = now.since(veil.moved);
             let alone = no_crowd && session.peer_interested && now.since(session.since) >= ALONE;
             let bored = !session.peer_interested && veil.ahead_bytes > 0 && still >= UNINTERESTED;
@@ -401,7 +452,7 @@ impl Swarm {
             }
         }
         wakes.into_iter().for_each(|id| self.wake(id));
-        self.lift_when_copied();
+        self.lift_when_copied(now);
     }
 
     /// Tells this peer what it may know by now. Returns whether `max_bytes` of output cut it short.
@@ -428,7 +479,7 @@ impl Swarm {
             let Some(piece) = self.next_to_show(now, id, alone) else { break };
             let session = self.sessions.get_mut(&id);
             if let (Some(super_seed), Some(veil)) = (&mut self.super_seed, session.and_then(|it| it.veil.as_mut())) {
-                super_seed.promise(veil, piece, layout.piece_len(piece));
+                super_seed.promise(now, veil, piece, layout.piece_len(piece));
                 veil.moved = now;
                 Message::Have(piece.get()).encode(out);
             }
@@ -449,17 +500,66 @@ impl Swarm {
         if unknown || session.closing || veil.ahead_bytes >= self.ahead_due_bytes(now, session, veil, alone) {
             return None;
         }
-        let choked = session.we_choke;
-        let super_seed = self.super_seed.as_mut()?;
-        if !choked && super_seed.next_fresh().is_none() {
-            // What was kept for those that are choked goes to who can take it now.
-            for other in self.sessions.values_mut().filter(|other| other.we_choke) {
-                other.veil.iter_mut().for_each(|veil| super_seed.withdraw_unsent(veil));
-            }
+        if self.super_seed.as_mut()?.next_fresh().is_none() {
+            self.reclaim_from_stuck(now, id);
         }
         let veil = self.sessions.get(&id)?.veil.as_ref()?;
-        let fresh = super_seed.take_fresh(veil);
-        fresh.or_else(|| self.promised_elsewhere(now, id)).or_else(|| self.fewest_copies(now, id))
+        if let Some(fresh) = self.super_seed.as_mut()?.take_fresh(veil) {
+            return Some(fresh);
+        }
+        // What is missing goes to those who pass it on.
+        let passes = |other: &Session| other.veil.as_ref().is_some_and(|veil| !veil.keeps && veil.lifted.is_none());
+        if veil.keeps && self.sessions.values().any(|other| passes(other) && !other.pieces.is_full()) {
+            return None;
+        }
+        let left_lying = self.left_lying(now, id);
+        // The last ones go to whom they were promised: to show them to others as well would be to send them twice.
+        let others_wait = self.sessions.values().any(|other| other.id != id && other.waits_for_promised());
+        if left_lying.is_some() || others_wait {
+            return left_lying;
+        }
+        self.promised_elsewhere(now, id).or_else(|| self.fewest_copies(now, id))
+    }
+
+    /// What was kept for those that do not pass on what they get, and are choked, goes to others.
+    fn reclaim_from_stuck(&mut self, now: Time, id: SessionId) {
+        let piece_bytes = u64::from(self.layout().piece_bytes());
+        let Some(super_seed) = &mut self.super_seed else { return };
+        for other in self.sessions.values_mut().filter(|other| other.id != id && other.we_choke) {
+            let stuck = other.is_stuck(now, piece_bytes);
+            other.veil.iter_mut().filter(|_| stuck).for_each(|veil| super_seed.withdraw_unsent(veil));
+        }
+    }
+
+    /// What others were promised and do not fetch, or were sent and do not pass on in time: the longest ago.
+    fn left_lying(&self, now: Time, id: SessionId) -> Option<PieceIndex> {
+        let (session, super_seed) = (self.sessions.get(&id)?, self.super_seed.as_ref()?);
+        let veil = session.veil.as_ref().filter(|veil| !veil.keeps)?;
+        let mut lies: BTreeMap<PieceIndex, Time> =
+            self.late_unpassed(now).map(|(piece, unpassed)| (piece, unpassed.sent)).collect();
+        let mut moves = BTreeSet::new();
+        for other in self.sessions.values().filter(|other| other.id != id) {
+            let patience = other.patience(now, self.layout().piece_bytes());
+            for (&piece, promise) in other.veil.iter().flat_map(|veil| &veil.promises) {
+                if promise.moved + patience > now {
+                    moves.insert(piece);
+                } else if super_seed.copies[piece.as_usize()] == 0 {
+                    lies.insert(piece, promise.moved);
+                }
+            }
+        }
+        lies.retain(|piece, _| !moves.contains(piece) && !veil.shown.get(*piece) && !veil.copied.get(*piece));
+        lies.into_iter().min_by_key(|(_, since)| *since).map(|(piece, _)| piece)
+    }
+
+    /// Pieces of which a single copy is out, for longer than it should take to pass it on.
+    fn late_unpassed(&self, now: Time) -> impl Iterator<Item = (PieceIndex, Unpassed)> {
+        let copies = |piece: PieceIndex| self.super_seed.as_ref().map_or(0, |it| it.copies[piece.as_usize()]);
+        let unpassed =
+            self.sessions.values().filter_map(|session| session.veil.as_ref()).flat_map(|veil| &veil.unpassed);
+        unpassed
+            .map(|(&piece, &unpassed)| (piece, unpassed))
+            .filter(move |(piece, it)| it.late <= now && copies(*piece) <= 1)
     }
 
     /// How much a peer is to be shown ahead of what it has been sent.
@@ -512,8 +612,9 @@ impl Swarm {
         lacks.min_by_key(count)
     }
 
-    fn lift_when_copied(&mut self) {
-        if self.super_seed.as_ref().is_some_and(|super_seed| super_seed.uncopied == 0) {
+    fn lift_when_copied(&mut self, now: Time) {
+        let copied = self.super_seed.as_ref().is_some_and(|super_seed| super_seed.uncopied == 0);
+        if copied && self.late_unpassed(now).next().is_none() {
             self.lift_veils();
         }
     }
@@ -662,6 +763,63 @@ mod tests {
             }
             assert!(first.iter().all(|piece| seen.contains(piece)), "leaves: {leaves}; {first:?} were lost");
         }
+    }
+
+    #[test]
+    fn what_a_peer_keeps_to_itself_goes_to_others_before_the_veils_are_lifted() {
+        let mut seed = Seed::new();
+        let [kept, mut todo] = seed.crowd();
+        kept.iter().for_each(|&piece| seed.fetches(at(10), 1, piece));
+        seed.0.set_choke(SessionId(1), true);
+        let mut shown_again = BTreeMap::new();
+        // The second takes what it gets, five pieces a second, and says what it has; the first says nothing.
+        for ms in (200..20_000).step_by(200) {
+            let now = at(ms);
+            seed.0.handle_timeout(now);
+            if let Some(piece) = todo.pop() {
+                seed.fetches(now, 2, piece);
+                seed.hears(now, 2, Message::Have(piece));
+            }
+            let more = seed.tells(now, 2);
+            if !seed.0.is_open_to(SessionId(2)) {
+                shown_again.extend(more.iter().filter(|piece| kept.contains(piece)).map(|&piece| (piece, ms)));
+            }
+            todo.extend(more);
+        }
+        assert_eq!(shown_again.len(), kept.len(), "{kept:?} were shown again: {shown_again:?}");
+        let patience = PATIENCE.as_millis() as u64;
+        assert!(shown_again.values().all(|&ms| ms >= patience), "{shown_again:?}");
+        assert!(seed.0.is_open_to(SessionId(2)), "every piece has been passed on or sent to another");
+    }
+
+    #[test]
+    fn the_last_pieces_wait_for_whom_they_were_promised() {
+        let mut seed = Seed::new();
+        let [first, second] = seed.crowd();
+        seed.joins(START, 3);
+        let waits_for = seed.tells(START, 3);
+        assert_eq!(waits_for.len(), 1, "choked, it is shown one");
+        seed.hears(START, 3, Message::Interested);
+        let mut todo = [first, second];
+        let mut elsewhere = Vec::new();
+        // A thirtieth of a second for a piece: all that is fresh has gone out after two seconds.
+        for ms in (33..4_000).step_by(33) {
+            seed.0.handle_timeout(at(ms));
+            for (id, todo) in [1, 2].into_iter().zip(&mut todo) {
+                if let Some(piece) = todo.pop() {
+                    seed.fetches(at(ms), id, piece);
+                    seed.hears(at(ms), id, Message::Have(piece));
+                }
+                let more = seed.tells(at(ms), id);
+                elsewhere.extend(more.iter().copied().filter(|piece| waits_for.contains(piece)));
+                todo.extend(more);
+            }
+        }
+        assert!(elsewhere.is_empty(), "{elsewhere:?}");
+        seed.0.set_choke(SessionId(3), false);
+        seed.fetches(at(4_000), 3, waits_for[0]);
+        seed.hears(at(4_000), 3, Message::Have(waits_for[0]));
+        assert!(seed.0.is_open_to(SessionId(3)), "that was the last");
     }
 
     #[test]

@@ -157,6 +157,7 @@ impl Swarm {
             account: account(&session.info.identity),
             piece_bytes,
             since: session.since,
+            keeps: session.veil.as_ref().is_some_and(|veil| veil.keeps),
             denies: session.we_interested && (session.peer_chokes || session.down.snubbed),
         }));
     }
@@ -225,16 +226,16 @@ impl Swarm {
             Message::Unchoke => session.peer_chokes = false,
             Message::Interested => self.peer_interest(now, id, true),
             Message::NotInterested => self.peer_interest(now, id, false),
-            Message::Have(index) => self.peer_has(id, index)?,
+            Message::Have(index) => self.peer_has(now, id, index)?,
             Message::Bitfield(bytes) => {
                 let pieces = Bitfield::from_wire(&bytes, session.pieces.piece_count())?;
-                self.peer_has_these(id, pieces)?;
+                self.peer_has_these(now, id, pieces)?;
             }
             Message::HaveAll => {
                 let pieces = Bitfield::full(session.pieces.piece_count());
-                self.peer_has_these(id, pieces)?;
+                self.peer_has_these(now, id, pieces)?;
             }
-            Message::HaveNone => self.peer_has_these(id, Bitfield::empty(self.layout().piece_count()))?,
+            Message::HaveNone => self.peer_has_these(now, id, Bitfield::empty(self.layout().piece_count()))?,
             Message::Request(raw) => self.peer_requests(now, id, raw)?,
             Message::Cancel(raw) => self.peer_cancels(id, raw),
             Message::Reject(raw) => self.peer_rejects(now, id, raw)?,
@@ -357,7 +358,7 @@ impl Swarm {
         }
     }
 
-    pub(super) fn peer_has(&mut self, id: SessionId, index: u32) -> Result<(), PeerFault> {
+    pub(super) fn peer_has(&mut self, now: Time, id: SessionId, index: u32) -> Result<(), PeerFault> {
         let piece = self.layout().piece(index).ok_or(PeerFault::NoSuchPiece(index))?;
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         session.pieces_known = true;
@@ -369,7 +370,7 @@ impl Swarm {
                 session.update_interest();
             }
             let is_full = session.pieces.is_full();
-            self.superseed_has(id, piece);
+            self.superseed_has(now, id, piece);
             if is_full {
                 self.part_if_both_seed(id);
             }
@@ -377,14 +378,14 @@ impl Swarm {
         Ok(())
     }
 
-    fn peer_has_these(&mut self, id: SessionId, pieces: Bitfield) -> Result<(), PeerFault> {
+    fn peer_has_these(&mut self, now: Time, id: SessionId, pieces: Bitfield) -> Result<(), PeerFault> {
         let Some(session) = self.sessions.get_mut(&id) else { return Ok(()) };
         if std::mem::replace(&mut session.pieces_known, true) {
             // BEP 3 wants the bitfield first, but aria2 sends one in place of many HAVEs: what is new in it counts.
             let known = &session.pieces;
             let new: Vec<PieceIndex> =
                 pieces.iter_set(self.picker.layout()).filter(|piece| !known.get(*piece)).collect();
-            return new.into_iter().try_for_each(|piece| self.peer_has(id, piece.get()));
+            return new.into_iter().try_for_each(|piece| self.peer_has(now, id, piece.get()));
         }
         self.picker.peer_joins(&pieces);
         let ours = self.picker.have().as_bytes();
@@ -392,7 +393,7 @@ impl Swarm {
         session.pieces = pieces;
         session.down.fresh_exhausted = false;
         session.update_interest();
-        self.superseed_has_these(id);
+        self.superseed_has_these(now, id);
         self.part_if_both_seed(id);
         Ok(())
     }

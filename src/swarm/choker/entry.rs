@@ -125,6 +125,9 @@ impl Entry {
     fn quota(&self, share_bytes: u64) -> (u64, Duration) {
         let piece = u64::from(self.view.piece_bytes).max(1);
         if self.in_rounds && self.slot == Slot::Regular {
+            if self.view.keeps {
+                return (piece, TURN_TIME);
+            }
             let credit = self.view.account.credit();
             return (((TURN_BYTES as f64 * credit) as u64).max(piece), TURN_TIME.mul_f64(credit));
         }

@@ -82,6 +82,8 @@ pub struct SessionView {
     /// Of its torrent: no turn is shorter than one piece.
     pub piece_bytes: u32,
     pub since: Time,
+    /// We are the one seed of a crowd, and it does not pass on what we sent it alone.
+    pub keeps: bool,
     /// It has what we want and does not give it: it chokes us, or keeps us waiting.
     pub denies: bool,
 }
@@ -319,7 +321,7 @@ impl Choker {
     }
 
     /// Who is next in the round: who has given us most, then who came first. Who holds a slot over another connection
-    /// has its turn.
+    /// has its turn; who keeps to itself what others wait for comes last.
     fn next_by_turn(&self) -> Option<SessionId> {
         let waiting = self.entries.values().filter(|entry| entry.in_rounds && entry.waits());
         waiting.min_by_key(|entry| self.turn_order(entry)).map(|entry| entry.view.session)
@@ -328,7 +330,15 @@ impl Choker {
     fn turn_order(&self, entry: &Entry) -> impl Ord + use<> {
         let view = &entry.view;
         let had_turn = self.had_turn(entry);
-        (entry.standing.slots, had_turn, Reverse(view.account.given_bytes), entry.since, view.since, view.session)
+        (
+            entry.standing.slots,
+            view.keeps,
+            had_turn,
+            Reverse(view.account.given_bytes),
+            entry.since,
+            view.since,
+            view.session,
+        )
     }
 
     /// The order of reciprocity: smaller is better.
@@ -453,6 +463,7 @@ mod tests {
             account: Account::default(),
             piece_bytes: MIB as u32,
             since,
+            keeps: false,
             denies: false,
         }
     }
@@ -724,6 +735,25 @@ mod tests {
         assert_eq!(world.unchoked(), [0], "less than 32 MiB");
         world.run(1, 10 * MIB, &[]);
         assert_eq!(world.unchoked(), [1]);
+    }
+
+    #[test]
+    fn who_keeps_what_a_crowd_waits_for_comes_last_and_has_a_piece_a_turn() {
+        let mut world = World::new(UploadSlots::Fixed(2));
+        for id in 0..6 {
+            world.join(id, true, 0);
+        }
+        world.view(0).keeps = true;
+        world.run(60, MIB, &[]);
+        let sent: Vec<u64> = world.views.iter().map(|view| view.sent_bytes / MIB).collect();
+        let others = sent[1..].iter().sum::<u64>() / 5;
+        // The optimistic slot may still fall to it.
+        assert!(sent[0] * 3 < others * 2, "{sent:?} MiB");
+        for id in 1..6 {
+            world.view(id).interested = false;
+        }
+        world.review();
+        assert_eq!(world.unchoked(), [0], "it gets what nobody else wants");
     }
 
     #[test]
