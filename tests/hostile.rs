@@ -363,11 +363,7 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     let net = Net::new(4);
     let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
     let seeder = Peer::start(&net.hosts[1], folder.path(), "S", &tracker);
-    let liar = SocketAddr::new(net.hosts[3].ip, 8_000);
-    let urls = LIES.map(|lie| format!("--tracker=http://{liar}/{lie}/announce"));
-    let ip = tracker.ip();
-    let args: Vec<&str> = [&*ip, "6969"].into_iter().chain(urls.iter().map(String::as_str)).collect();
-    let leecher = Peer::start_with(&net.hosts[2], folder.path(), "L", &args);
+    let mut leecher = Peer::start(&net.hosts[2], folder.path(), "L", &tracker);
     let original = drop_in(&seeder.upload(), "honest.bin", 1, FILE_BYTES);
     let hit = tracker.wait_hit("honest.bin", secs(120));
     leecher.host.shape(None, Some(LINK_MBIT));
@@ -378,6 +374,17 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     });
     let undisturbed = undisturbed.min().expect("three fetches");
 
+    let peaks = |leecher: &Peer| {
+        [&seeder.process, &leecher.process, &tracker.process].map(|process| peak_resident_bytes(process.pid()))
+    };
+    let before = peaks(&leecher);
+    let liar = SocketAddr::new(net.hosts[3].ip, 8_000);
+    let urls = LIES.map(|lie| format!("--tracker=http://{liar}/{lie}/announce"));
+    let ip = tracker.ip();
+    let args: Vec<&str> = [&*ip, "6969"].into_iter().chain(urls.iter().map(String::as_str)).collect();
+    leecher.process.terminate();
+    assert!(leecher.process.wait(secs(50)).success());
+    leecher = Peer::start_with(&net.hosts[2], folder.path(), "L", &args);
     let key = hit["key"].as_str().and_then(|key| key.parse().ok()).expect("a key");
     let target = Arc::new(Target {
         peer: (seeder.host.ip, 6881).into(),
@@ -386,8 +393,6 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
         key,
         liar,
     });
-    let daemons = [("S", &seeder.process), ("L", &leecher.process), ("the tracker", &tracker.process)];
-    let before = daemons.map(|(_, process)| peak_resident_bytes(process.pid()));
     let attacks = begin(&net.hosts[3], &target);
     thread::sleep(secs(3));
     let mut disturbed = fetch(&leecher);
@@ -400,8 +405,8 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     end(attacks);
     println!("undisturbed {undisturbed:.1?}, disturbed {disturbed:.1?}");
     assert_same(&original, &leecher.downloads().join("honest.bin"));
-    for ((name, process), before) in daemons.into_iter().zip(before) {
-        let after = peak_resident_bytes(process.pid());
+    let daemons = [("S", &seeder.process), ("L", &leecher.process), ("the tracker", &tracker.process)];
+    for ((name, process), (before, after)) in daemons.into_iter().zip(before.into_iter().zip(peaks(&leecher))) {
         println!("{name}: at most {} MiB before, {} MiB after", before / MIB, after / MIB);
         assert!(after < before + MOST_GROWTH_BYTES, "{name} grew from {before} to {after} bytes");
         assert!(!process.log().contains("panicked"), "{name}:\n{}", process.log());

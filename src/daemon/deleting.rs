@@ -144,9 +144,12 @@ fn delete_below(
     Ok(root.sync_dir(at.parent().as_ref())?)
 }
 
-/// `only_if`: what the file must look like for that, if that matters.
+/// `only_if`: what the file must look like for that, if that matters. A power cut can leave it with an earlier time of change
+/// than was recorded, but not with a later one.
 fn remove(root: &Arc<dyn Root>, path: &RelPath, only_if: Option<&FileStat>) -> io::Result<()> {
-    let changed = |expected: &FileStat| root.stat(path).is_ok_and(|stat| stat.file_stat() != *expected);
+    let changed = |expected: &FileStat| {
+        root.stat(path).is_ok_and(|stat| stat.len != expected.len || stat.modified_ns > expected.modified_ns)
+    };
     if only_if.is_some_and(changed) { Ok(()) } else { absent_is_well(root.remove(path)) }
 }
 

@@ -242,7 +242,8 @@ fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right()
     let _turn = gate::heavy();
     let (seed, mut scene) = (seed(), Scene::new());
     let slow_seed = scene.seeds.pop().expect("the last one");
-    let slow = minute::begin(&scene.net.hosts[2], scene.folder.path(), &scene.tracker.ip(), slow_seed);
+    let slow =
+        minute::begin(&scene.net.hosts[2], scene.folder.path(), &scene.tracker.ip(), slow_seed, loops().div_ceil(50));
     let mut rng = SmallRng::seed_from_u64(seed);
     let (mut under_way, count, mut known) = (0, loops(), Known::default());
     for n in 0..count {

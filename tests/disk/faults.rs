@@ -254,7 +254,7 @@ fn a_damaged_database_of_the_tracker_is_put_aside_and_filled_again_by_who_publis
     let _turn = gate::heavy();
     let mut scene = Scene::new();
     scene.tracker.process.kill9();
-    let path = scene.tracker.home.join("tracker/db/db");
+    let path = scene.tracker.home.join("tracker/registry/db");
     let mut bytes = std::fs::read(&path).expect("a database");
     for at in [12, bytes.len() / 2] {
         bytes[at] ^= 0x10;
@@ -266,7 +266,7 @@ fn a_damaged_database_of_the_tracker_is_put_aside_and_filled_again_by_who_publis
     scene.tracker.restart();
     let log = scene.tracker.process.log();
     assert!(log.contains("the database was damaged"), "{log}");
-    assert!(scene.tracker.home.join("tracker/db.damaged-1").is_dir(), "it was not kept");
+    assert!(scene.tracker.home.join("tracker/registry.damaged-1").is_dir(), "it was not kept");
     for name in ["new.bin", NAME] {
         scene.tracker.wait_hit(name, secs(90));
     }

@@ -28,42 +28,56 @@ const UNDER_WAY: u64 = 2;
 
 pub struct Slow(JoinHandle<()>);
 
-/// Begins the download on this host, from a peer that counts.
-pub fn begin(host: &Host, folder: &Path, tracker: &str, from: Scripted) -> Slow {
+/// Begins the download on this host, from a peer that counts; so often, one after the other.
+pub fn begin(host: &Host, folder: &Path, tracker: &str, from: Scripted, rounds: u64) -> Slow {
     let folder: PathBuf = folder.join("slow");
-    let mut victim = Victim::new(host, &folder, tracker);
-    Slow(std::thread::spawn(move || {
-        let mut process = victim.start();
-        victim.ctl(&["get", "--detach", NAME]).expect_success();
-        let begun = Instant::now();
-        let mut samples = Vec::new();
+    let victim = Victim::new(host, &folder, tracker);
+    let mut run = Run { victim, folder, from, ledger_before: 0 };
+    Slow(std::thread::spawn(move || (0..rounds).for_each(|round| run.round(round))))
+}
+
+struct Run {
+    victim: Victim,
+    folder: PathBuf,
+    from: Scripted,
+    /// What the ledger had when the last round ended.
+    ledger_before: u64,
+}
+
+impl Run {
+    fn round(&mut self, round: u64) {
+        let mut process = self.victim.start();
+        if round > 0 {
+            self.victim.ctl(&["remove", "--data", NAME]).expect_success();
+        }
+        let given_before = self.from.payload_bytes();
+        self.victim.ctl(&["get", "--detach", NAME]).expect_success();
+        let (begun, mut samples) = (Instant::now(), Vec::new());
         while begun.elapsed() < CUT_AFTER {
-            samples.push((Instant::now(), from.payload_bytes()));
+            samples.push((Instant::now(), self.from.payload_bytes() - given_before));
             std::thread::sleep(Duration::from_millis(100));
         }
         let cut = Instant::now();
-        crash(&victim.disk, &mut process, Leaves::Nothing);
-        let given = from.payload_bytes();
+        crash(&self.victim.disk, &mut process, Leaves::Nothing);
+        let given = self.from.payload_bytes() - given_before;
         let before = |age: Duration| {
             let earlier = samples.iter().rev().find(|(at, _)| cut.duration_since(*at) >= age + GRACE);
             earlier.map_or(0, |(_, bytes)| *bytes)
         };
-        let found = look(&victim.disk, &folder, "after the slow download").remove(0);
-        let (received, _) = persisted_ledger(&folder);
+        let found = look(&self.victim.disk, &self.folder, "after the slow download").remove(0);
+        let (received, _) = persisted_ledger(&self.folder);
+        let (before_it, given_ever) = (self.ledger_before, self.from.payload_bytes());
+        assert!(received >= before_it, "{before_it} bytes stood in the ledger, now {received}");
+        assert!(received <= given_ever, "{received} stand in the ledger, {given_ever} were sent");
+        let received = received - std::mem::replace(&mut self.ledger_before, received);
         let recorded = u64::from(found.recorded) * found.piece_bytes;
         println!("{given} bytes in {CUT_AFTER:?}: {recorded} on record, {received} in the ledger");
-        assert!(given < LEN && before(LEDGER_EVERY) > 4 * found.piece_bytes, "it was not slow and steady: {given}");
         let (commit, ledger) = (before(COMMIT_EVERY), before(LEDGER_EVERY));
-        assert!(
-            recorded + UNDER_WAY * found.piece_bytes >= commit,
-            "{recorded} on record, {commit} came before the last"
-        );
-        assert!(
-            received + UNDER_WAY * found.piece_bytes >= ledger,
-            "{received} in the ledger of {ledger}, a minute old"
-        );
-        assert!(received <= given, "{received} in the ledger, {given} were sent");
-    }))
+        assert!(given < LEN && ledger > 4 * found.piece_bytes, "it was not slow and steady: {given}");
+        let under_way = UNDER_WAY * found.piece_bytes;
+        assert!(recorded + under_way >= commit, "{recorded} on record, {commit} came before the last commit");
+        assert!(received + under_way >= ledger, "{received} in the ledger, {ledger} came more than a minute before");
+    }
 }
 
 impl Slow {
