@@ -205,12 +205,14 @@ struct Known {
     ledger: (u64, u64),
     /// What was removed, and said to be.
     removed: Option<String>,
+    /// What was done in the last loop.
+    last: String,
 }
 
 impl Known {
     /// Held against the disk between two runs.
-    fn check(&mut self, scene: &Scene, what: &str) {
-        let disk = &scene.victim.disk;
+    fn check(&mut self, scene: &Scene) {
+        let (disk, what) = (&scene.victim.disk, &self.last);
         look(disk, scene.folder.path(), what);
         let known = self.identity.is_none() || disk.read("state/identity") == self.identity;
         assert!(known, "{what}: it is somebody else now");
@@ -227,8 +229,9 @@ impl Known {
     }
 
     /// Held against what it says after a start.
-    fn check_listed(&mut self, scene: &Scene, listed: &[Value], what: &str) {
-        scene.victim.expect_nothing_left_behind(what);
+    fn check_listed(&mut self, scene: &Scene, listed: &[Value]) {
+        let what = format!("after {}", self.last);
+        scene.victim.expect_nothing_left_behind(&what);
         if let Some(name) = self.removed.take() {
             let is_back = listed.iter().any(|row| row["name"] == *name);
             assert!(!is_back, "{what}: {name} was removed, and is back");
@@ -253,7 +256,7 @@ fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right()
         } else {
             let process = scene.victim.start();
             let listed = scene.victim.list();
-            known.check_listed(&scene, &listed, &format!("seed {seed}, before loop {n}"));
+            known.check_listed(&scene, &listed);
             (process, draw(&mut rng, &listed))
         };
         let mut ordered = scene.perform(&order, n);
@@ -268,7 +271,8 @@ fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right()
         }
         let leaves = leaves(&mut rng);
         crash(&scene.victim.disk, &mut process, leaves);
-        known.check(&scene, &format!("seed {seed}, loop {n}, {order:?}, {leaves:?}"));
+        known.last = format!("seed {seed}, loop {n}, {order:?}, {leaves:?}");
+        known.check(&scene);
     }
     let _process = scene.victim.start();
     scene.finish(seed);
