@@ -18,9 +18,11 @@ needed='
     ip iproute2
     mktorrent mktorrent
     mount mount
+    nsenter util-linux
     prlimit util-linux
     python3 python3
     rsync rsync
+    setpriv util-linux
     strace strace
     systemd-analyze systemd
     tc iproute2

@@ -3,7 +3,10 @@
 mod child;
 mod crash;
 mod faults;
+mod minute;
 mod model;
+mod removal;
 mod store;
 mod swallow;
 mod victim;
+mod window;

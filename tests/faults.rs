@@ -1,13 +1,15 @@
 //! Faults of the machine around the real daemons: too few descriptors, odd things in upload/, a stop in the middle of a
 //! terabyte, names that nobody resolves.
 
+mod machine;
+
 use std::fs;
 use std::net::TcpStream;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::time::Instant;
 
-use crate::support::content::{MIB, assert_same, drop_in, make_folder};
+use crate::support::content::{MIB, assert_same, drop_in, make, make_folder};
 use crate::support::net::{Host, Net};
 use crate::support::peer::{Peer, Tracker, at_home, peerctl, rows};
 use crate::support::process::{Process, run};
@@ -87,6 +89,76 @@ fn links_loops_pipes_and_sockets_in_upload_hold_nobody_up_and_are_not_shared() {
     let names: Vec<_> = peer.list().into_iter().map(|row| row["name"].clone()).collect();
     assert_eq!(names, ["real.bin"]);
     peer.ctl(&["share", "upload/pipe"]).expect_refusal(2, &["pipe"]);
+}
+
+#[test]
+fn a_folder_that_may_not_be_read_is_passed_over_and_said() {
+    let _turn = gate::heavy();
+    let folder = folder();
+    let net = Net::new(2);
+    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
+    let home = folder.path().join("A");
+    let upload = home.join("upload");
+    make_folder(&upload.join("locked"));
+    make(&upload.join("locked/hidden.bin"), 1, MIB);
+    make(&upload.join("unreadable.bin"), 2, MIB);
+    let set_mode = |path: &str, mode| {
+        fs::set_permissions(upload.join(path), fs::Permissions::from_mode(mode)).expect("a mode");
+    };
+    set_mode("locked", 0o000);
+    set_mode("unreadable.bin", 0o000);
+    // Root that may not pass over a mode is anybody.
+    let mut command = net.hosts[1].command("setpriv");
+    at_home(&mut command, &home);
+    command.args(["--bounding-set=-dac_override,-dac_read_search", "--inh-caps=-all"]).arg(PEERD);
+    command.args([tracker.ip().as_str(), "6969", "--foreground"]);
+    let process = Process::start("peerd A", &mut command, &home.join("peerd.log"));
+    let ctl = |args: &[&str]| run(&mut peerctl(&net.hosts[1], &home, args), secs(60));
+    wait_until(secs(50), "peerd A answers", || ctl(&["status"]).code == Some(0));
+    drop_in(&upload, "open.bin", 3, MIB);
+    tracker.wait_hit("open.bin", secs(60));
+    let names = || -> Vec<_> {
+        let rows = rows(ctl(&["--json", "list"]).expect_success().json());
+        rows.into_iter().filter(|row| row["state"] == "seeding").map(|row| row["name"].clone()).collect()
+    };
+    assert_eq!(names(), ["open.bin"]);
+    for said in ["locked", "unreadable.bin"] {
+        wait_until(secs(30), &format!("it says of {said} that it is not shared"), || process.log().contains(said));
+    }
+    assert_eq!(names(), ["open.bin"]);
+    // A set is shared whole or not at all.
+    make(&home.join("set/fine.bin"), 4, MIB);
+    make_folder(&home.join("set/closed"));
+    fs::set_permissions(home.join("set/closed"), fs::Permissions::from_mode(0o000)).expect("a mode");
+    ctl(&["share", "set"]).expect_refusal(1, &["closed"]);
+    assert_eq!(names(), ["open.bin"]);
+}
+
+#[test]
+fn a_file_deleted_while_it_is_served_is_withdrawn_and_not_made_again() {
+    let _turn = gate::heavy();
+    let folder = folder();
+    let net = Net::new(3);
+    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
+    let sharer = Peer::start(&net.hosts[1], folder.path(), "A", &tracker);
+    let fetcher = Peer::start(&net.hosts[2], folder.path(), "B", &tracker);
+    let gone = drop_in(&sharer.upload(), "gone.bin", 1, 32 * MIB);
+    let stays = drop_in(&sharer.upload(), "stays.bin", 2, 16 * MIB);
+    for name in ["gone.bin", "stays.bin"] {
+        tracker.wait_hit(name, secs(60));
+    }
+    sharer.host.shape(Some(30), None);
+    for name in ["gone.bin", "stays.bin"] {
+        fetcher.ctl(&["get", "--detach", name]).expect_success();
+    }
+    fetcher.wait_progress("gone.bin", 0.1, secs(60));
+    fs::remove_file(&gone).expect("a file");
+    wait_until(secs(60), "it is withdrawn", || tracker.search("gone").is_empty() && sharer.row("gone.bin").is_none());
+    fetcher.wait_state("stays.bin", "seeding", secs(60));
+    assert_same(&stays, &fetcher.downloads().join("stays.bin"));
+    assert!(!gone.exists(), "it was made again");
+    let row = fetcher.row("gone.bin").expect("a row");
+    assert!(row["state"] == "downloading" && row["have_bytes"].as_u64() < Some(32 * MIB), "{row}");
 }
 
 #[test]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 const PAGE: &str = "docs/reliability.md";
 /// The rows of the table of faults.
 const ROWS: u32 = 46;
+/// The rows of the table of attacks, of which each number begins with an A.
+const ATTACKS: u32 = 24;
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -57,11 +59,11 @@ fn named(text: &str) -> BTreeSet<String> {
     quoted.filter(is_name).map(str::to_string).collect()
 }
 
-/// The lines of the table of faults, by their number.
-fn rows(page: &str) -> Vec<(u32, String)> {
+/// The lines of a table, by their number, before which stands `letter`.
+fn rows(page: &str, letter: &str) -> Vec<(u32, String)> {
     let numbered = |line: &str| {
         let mut cells = line.strip_prefix('|')?.split('|');
-        let number = cells.next()?.trim().parse().ok()?;
+        let number = cells.next()?.trim().strip_prefix(letter)?.parse().ok()?;
         Some((number, cells.nth(1)?.to_string()))
     };
     page.lines().filter_map(numbered).collect()
@@ -71,13 +73,13 @@ fn rows(page: &str) -> Vec<(u32, String)> {
 fn every_row_has_a_test_that_exists_or_a_reason() {
     let page = fs::read_to_string(root().join(PAGE)).expect(PAGE);
     let tests = tests();
-    let rows = rows(&page);
-    assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=ROWS).collect::<Vec<_>>(), "{PAGE}");
-    for (number, held_by) in &rows {
-        assert!(
-            !named(held_by).is_empty() || held_by.trim().starts_with("reason: "),
-            "{PAGE}, row {number}: {held_by}"
-        );
+    for (letter, count) in [("", ROWS), ("A", ATTACKS)] {
+        let rows = rows(&page, letter);
+        assert_eq!(rows.iter().map(|row| row.0).collect::<Vec<_>>(), (1..=count).collect::<Vec<_>>(), "{PAGE}");
+        for (number, held_by) in &rows {
+            let is_held = !named(held_by).is_empty() || held_by.trim().starts_with("reason: ");
+            assert!(is_held, "{PAGE}, row {letter}{number}: {held_by}");
+        }
     }
     for name in named(&page) {
         assert!(tests.contains(&name), "{PAGE} names {name}, which is no test");

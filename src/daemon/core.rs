@@ -355,7 +355,7 @@ impl Core {
 
     /// The active half, and pieces of an earlier run that are had and still to be committed.
     fn make_active(&self, torrent: &Torrent) -> Result<(Active, Vec<PieceIndex>), ActivateError> {
-        let meta = Metainfo::parse(&self.segments.read(torrent.summary.position)?)?;
+        let meta = self.read_metainfo(torrent)?;
         let layout = meta.layout();
         let status = torrent.status();
         let storage = self.open_storage(&meta, &status)?;
@@ -426,24 +426,38 @@ impl Core {
             Origin::Upload { path } => {
                 // The name may have changed since the torrent was made: the path says where the one file lies.
                 let files = files.into_iter().map(|file| FileEntry { path: path.clone(), ..file }).collect();
-                let recorded = status.stat.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
-                Ok(Storage::in_place(root, files, recorded.into_iter().collect(), cache))
+                Ok(Storage::in_place(root, files, self.recorded_stats(meta, status)?, cache))
             }
-            Origin::InPlace { .. } | Origin::Download { .. } if status.complete => {
-                let recorded = self.load_file_stats(meta, files.len())?;
-                Ok(Storage::in_place(root, files, recorded, cache))
-            }
-            Origin::InPlace { .. } => Ok(Storage::in_place(root, files, Vec::new(), cache)),
-            Origin::Download { .. } => {
+            Origin::Download { .. } if !status.complete => {
                 let (part, whole) = part_and_whole(meta.info_hash(), meta.name())?;
                 Ok(Storage::recover(root, files, part, whole, cache)?)
             }
+            _ => Ok(Storage::in_place(root, files, self.recorded_stats(meta, status)?, cache)),
         }
     }
 
-    /// What the files looked like when their content was last known to be right; empty if that is not known.
-    fn load_file_stats(&self, meta: &Metainfo, files: usize) -> Result<Vec<FileStat>, StoreError> {
-        let len = records::file_stats_len(files);
+    /// The `.torrent`, read back. Blocking.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn read_metainfo(&self, torrent: &Torrent) -> Result<Metainfo, ActivateError> {
+        Ok(Metainfo::parse(&self.segments.read(torrent.summary.position)?)?)
+    }
+
+    /// What the files looked like when their content was last known to be right; empty if that is not known, or there is no
+    /// such content yet.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn recorded_stats(&self, meta: &Metainfo, status: &Status) -> Result<Vec<FileStat>, StoreError> {
+        if let Origin::Upload { .. } = status.origin {
+            let recorded = status.stat.map(|stat| FileStat { len: stat.bytes, modified_ns: stat.mtime_ns });
+            return Ok(recorded.into_iter().collect());
+        }
+        if !status.complete {
+            return Ok(Vec::new());
+        }
+        let len = records::file_stats_len(meta.files().len());
         match chunks::get_chunks(&*self.store, records::FILE_STATS, meta.info_hash().as_bytes(), len) {
             Ok(kept) => Ok(records::decode_file_stats(&kept.unwrap_or_default())),
             Err(ChunkError::Store(error)) => Err(error),

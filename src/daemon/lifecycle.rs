@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::announcing::What as Announce;
 use super::checking::Asked;
 use super::core::{ActivateError, Core, part_and_whole};
-use super::deleting;
+use super::deleting::{self, DeleteError};
 use super::disk::fs::OpenMode;
 use super::disk::storage::{FinishError, StorageError};
 use super::making::Made;
@@ -34,6 +34,8 @@ pub enum AddError {
     Segments(#[from] SegmentError),
     #[error("{}: only {} MiB are free, {} MiB are kept in reserve; make room, or fetch to another disk with --to", folder.display(), free_bytes >> 20, RESERVE_BYTES >> 20)]
     NoRoom { folder: PathBuf, free_bytes: u64 },
+    #[error("{} is forgotten, but its data could not be deleted: {source}; it is tried again at the next start", path.display())]
+    Undeleted { path: PathBuf, source: DeleteError },
     #[error("{}: {source}", folder.display())]
     Folder { folder: PathBuf, source: std::io::Error },
 }
@@ -236,7 +238,7 @@ impl Core {
     pub async fn note_stats(self: &Arc<Self>, torrent: &Arc<Torrent>) {
         let (core, of) = (self.clone(), torrent.clone());
         let noted = tokio::task::spawn_blocking(move || {
-            let meta = Metainfo::parse(&core.segments.read(of.summary.position)?)?;
+            let meta = core.read_metainfo(&of)?;
             let stats = core.open_storage(&meta, &of.status())?.stats()?;
             let mut batch = Batch::new();
             let bytes = records::encode_file_stats(&stats);
@@ -313,26 +315,30 @@ impl Core {
             self.publisher.withdraw(torrent.key());
         }
         self.deactivate(torrent, true).await;
-        let mut batch = forgetting(&*self.store, torrent)?;
+        // What is unfinished is of use to nobody; what is whole goes only if that was said.
+        let to_delete = data || torrent.with_status(|s| !s.complete && matches!(s.origin, Origin::Download { .. }));
+        let mut batch = Batch::new();
+        if to_delete {
+            deleting::intend(&mut batch, torrent);
+        }
+        forgetting(&*self.store, torrent, to_delete, &mut batch)?;
         if torrent.with_status(|status| status.publish) {
             batch.put(records::WITHDRAWALS, torrent.key().as_bytes(), encode_record(&SettingRecord::default()));
         }
         self.submit(batch).await?;
         self.forget(torrent.key());
         // Once more: a check or a commit may have written it back in between.
-        self.submit(forgetting(&*self.store, torrent)?).await?;
+        let mut batch = Batch::new();
+        forgetting(&*self.store, torrent, to_delete, &mut batch)?;
+        self.submit(batch).await?;
         torrent.touch();
-        // What is unfinished is of use to nobody; what is whole goes only if that was said.
-        let unfinished = torrent.with_status(|s| !s.complete && matches!(s.origin, Origin::Download { .. }));
-        if !data && !unfinished {
+        if !to_delete {
             return Ok(());
         }
         let (core, of) = (self.clone(), torrent.clone());
-        let folder = self.folder_of(&torrent.with_status(|status| status.origin.clone()));
-        tokio::task::spawn_blocking(move || deleting::delete(&core, &of))
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-            .map_err(|source| AddError::Folder { folder, source })
+        let deleted = tokio::task::spawn_blocking(move || deleting::delete(&core, &of)).await;
+        let deleted = deleted.unwrap_or_else(|error| Err(std::io::Error::other(error).into()));
+        deleted.map_err(|source| AddError::Undeleted { path: self.data_path(torrent), source })
     }
 
     /// Adds a file or folder that is shared where it lies.
@@ -388,30 +394,36 @@ enum Found {
     Foreign,
 }
 
-/// Takes every record of the torrent out of the store.
+/// Takes every record of the torrent out of the store; but for what its files looked like if they are to be deleted, for
+/// that says whether they are still the same.
 ///
 /// # Errors
 /// When the store cannot be read.
-fn forgetting(store: &dyn Store, torrent: &Torrent) -> Result<Batch, StoreError> {
+fn forgetting(store: &dyn Store, torrent: &Torrent, to_delete: bool, batch: &mut Batch) -> Result<(), StoreError> {
     let key = torrent.key();
-    let mut batch = Batch::new();
     batch.delete(records::TORRENTS, key.as_bytes());
     batch.delete(records::PEERS, key.as_bytes());
-    for table in [records::BITFIELDS, records::FILE_STATS] {
+    let stats = (!to_delete).then_some(records::FILE_STATS);
+    for table in stats.into_iter().chain([records::BITFIELDS]) {
         store.for_each(table, key.as_bytes(), &mut |chunk, _| {
             batch.delete(table, chunk);
             std::ops::ControlFlow::Continue(())
         })?;
     }
-    Ok(batch)
+    Ok(())
 }
 
 /// Adds the torrent's record to a batch.
 pub fn put_torrent(batch: &mut Batch, torrent: &Torrent) {
+    batch.put(records::TORRENTS, torrent.key().as_bytes(), encode_record(&record_of(torrent)));
+}
+
+/// What the store must know of the torrent.
+pub fn record_of(torrent: &Torrent) -> TorrentRecord {
     let status = torrent.status();
     let summary = &torrent.summary;
     let path_bytes = |path: &Path| path.as_os_str().as_encoded_bytes().to_vec();
-    let record = TorrentRecord {
+    TorrentRecord {
         position: summary.position,
         name: summary.name.as_bytes().to_vec(),
         total_bytes: summary.layout.total_bytes(),
@@ -429,12 +441,11 @@ pub fn put_torrent(batch: &mut Batch, torrent: &Torrent) {
         paused: status.paused,
         added: summary.added,
         stat: status.stat,
-    };
-    batch.put(records::TORRENTS, torrent.key().as_bytes(), encode_record(&record));
+    }
 }
 
 /// A torrent from its record; `None` if the record makes no sense.
-fn torrent_of(key: &[u8], bytes: &[u8]) -> Option<Torrent> {
+pub fn torrent_of(key: &[u8], bytes: &[u8]) -> Option<Torrent> {
     use std::os::unix::ffi::OsStringExt;
     let record: TorrentRecord = decode_record(bytes).ok()?;
     let folder = |bytes: Vec<u8>| PathBuf::from(std::ffi::OsString::from_vec(bytes));

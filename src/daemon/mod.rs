@@ -192,6 +192,8 @@ impl Daemon {
             core.warn(format!("{restored}; what was fetched is checked again"));
             core.torrents().iter().for_each(|torrent| torrent.set_suspect());
         }
+        // Before anybody looks into the folders: what is half deleted is nothing to share or to go on with.
+        deleting::resume(&core).map_err(store_error)?;
         let (watcher, events) = Watcher::start(core.options.upload_dir.clone(), clock)?;
         let tasks = &core.tasks;
         for listener in listeners {

@@ -29,6 +29,8 @@ pub const LEDGER_FILES: Table = Table::new("ledger_files");
 pub const PEERS: Table = Table::new("peers");
 /// Key: the info-hash's bytes. Value: an empty [`SettingRecord`]. What our tracker is still to be told to forget.
 pub const WITHDRAWALS: Table = Table::new("withdrawals");
+/// Key: the info-hash's bytes. Value: [`TorrentRecord`] of a torrent that is forgotten and whose data is still to be deleted.
+pub const DELETIONS: Table = Table::new("deletions");
 /// Key: a word. Value: [`SettingRecord`].
 pub const SETTINGS: Table = Table::new("settings");
 

@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use peerd::db::{Batch, SledStore, Store, StoreError, Table};
+use sha1::{Digest, Sha1};
 
 use crate::support::secs;
 
@@ -18,7 +19,9 @@ const DIR: &str = "PEERD_TEST_STORE";
 const MARK: &str = "answer: ";
 
 /// A hang limit: ten times what any order takes.
-const LIMIT: Duration = secs(60);
+const LIMIT: Duration = secs(400);
+/// Keys that `fill` commits at once.
+const FILL_KEYS: usize = 10_000;
 
 pub struct Keeper {
     child: Child,
@@ -137,6 +140,11 @@ impl Held {
                 let row = self.store().get(ROWS, &number(1).to_be_bytes());
                 row.map_or_else(|error| format!("failed: {error}"), |row| row.is_some().to_string())
             }
+            ["fill", ..] => {
+                let batches = (0..number(1)).step_by(FILL_KEYS).map(|from| scattered(from, FILL_KEYS as u32));
+                done(batches.map(|batch| self.store().commit(batch)).collect())
+            }
+            ["peak"] => (crate::support::process::peak_resident_bytes(std::process::id()) >> 20).to_string(),
             ["dump"] => done(self.store().dump()),
             ["close"] => {
                 let closed = done(self.store().close());
@@ -173,6 +181,15 @@ fn done(result: Result<(), StoreError>) -> String {
 
 fn value(n: u32) -> Vec<u8> {
     n.to_be_bytes().repeat(1 + n as usize % 60)
+}
+
+/// Keys as those of torrents are: hashes, in no order.
+fn scattered(from: u32, count: u32) -> Batch {
+    let mut batch = Batch::new();
+    for n in from..from + count {
+        batch.put(ROWS, &Sha1::digest(n.to_be_bytes()), n.to_be_bytes().repeat(16));
+    }
+    batch
 }
 
 fn numbered(from: u32, count: u32) -> Batch {

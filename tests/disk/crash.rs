@@ -1,28 +1,34 @@
 //! Crash loops: the real daemons on the failing disk, killed or cut off in the middle of a write or a sync, started again,
-//! and looked at in between.
+//! and looked at in between. What the victim fetches comes from peers of the tests' own, which count what they send.
+
+use std::path::PathBuf;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 
-use super::victim::{START_LIMIT, Victim, crash, look};
-use crate::support::content::{MIB, Noise, drop_in, make_folder};
+use super::minute;
+use super::victim::{START_LIMIT, Victim, crash, look, persisted_ledger};
+use crate::support::content::{MIB, Noise, assert_same, drop_in, make_folder};
 use crate::support::disk::{Disk, Leaves, Moment};
 use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker, at_home, rows};
 use crate::support::process::Process;
+use crate::support::scripted::{Script, Scripted};
 use crate::support::{TRACKERD, folder, gate, secs, wait_until};
 
 /// What there is to fetch.
 const FILES: u64 = 6;
 const FILE_BYTES: u64 = 12 * MIB;
+/// The ports of those who have it.
+const PORTS: u16 = 7_100;
 
 /// 25 in the test command; `make soak` asks for more.
 fn loops() -> u64 {
     std::env::var("PEERD_SOAK").ok().and_then(|text| text.parse().ok()).unwrap_or(20)
 }
 
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     let seed = std::env::var("PEERD_SEED")
         .ok()
         .and_then(|text| text.parse().ok())
@@ -37,22 +43,38 @@ enum Act {
     Start,
     Get,
     Share,
+    /// It gives somebody a file of its own, and shares another meanwhile.
+    Seed,
     Leave,
     Remove,
 }
 
 /// What is done, when the lights go out, and which file it is about.
-fn draw(rng: &mut SmallRng, listed: &[Value]) -> (Act, Moment, String) {
-    let fetched = |name: &String| listed.iter().any(|row| row["name"] == **name && row["state"] == "seeding");
-    let (there, missing): (Vec<_>, Vec<_>) = (0..FILES).map(film).partition(fetched);
-    let act = match rng.random_range(0..10) {
+#[derive(Debug)]
+struct Order {
+    act: Act,
+    moment: Option<Moment>,
+    name: String,
+}
+
+fn draw(rng: &mut SmallRng, listed: &[Value]) -> Order {
+    let is_had = |name: &str| listed.iter().any(|row| row["name"] == name && row["state"] == "seeding");
+    let (there, missing): (Vec<_>, Vec<_>) = (0..FILES).map(film).partition(|name| is_had(name));
+    let own = listed.iter().filter_map(|row| row["name"].as_str()).filter(|name| name.starts_with("own-"));
+    let own: Vec<String> = own.filter(|name| is_had(name)).map(str::to_string).collect();
+    let act = match rng.random_range(0..12) {
         0 | 1 => Act::Share,
         2 => Act::Leave,
         3 | 4 if !there.is_empty() => Act::Remove,
+        5 | 6 if !own.is_empty() => Act::Seed,
         _ if missing.is_empty() => Act::Remove,
         _ => Act::Get,
     };
-    let of = if act == Act::Remove { there } else { missing };
+    let of = match act {
+        Act::Remove => there,
+        Act::Seed => own,
+        _ => missing,
+    };
     let name = of.get(rng.random_range(0..of.len().max(1))).cloned().unwrap_or_default();
     let moment = match (act, rng.random_range(0..3)) {
         (Act::Get, 0 | 1) => Moment::Byte(rng.random_range(0..FILE_BYTES)),
@@ -61,7 +83,7 @@ fn draw(rng: &mut SmallRng, listed: &[Value]) -> (Act, Moment, String) {
         (_, 0) => Moment::Call(rng.random_range(0..8)),
         (_, _) => Moment::Sync(rng.random_range(0..4)),
     };
-    (act, moment, name)
+    Order { act, moment: Some(moment), name }
 }
 
 fn film(n: u64) -> String {
@@ -76,97 +98,188 @@ fn leaves(rng: &mut SmallRng) -> Leaves {
     }
 }
 
+/// A tracker, peers of the tests' own that have the films, somebody who fetches what the victim shares, and the victim.
+struct Scene {
+    victim: Victim,
+    fetcher: Peer,
+    seeds: Vec<Scripted>,
+    tracker: Tracker,
+    net: Net,
+    folder: tempfile::TempDir,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let folder = folder();
+        let net = Net::new(3);
+        let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
+        // Whoever publishes is gone before the first is fetched: what comes is what the tests' own peers count.
+        let publisher = Peer::start(&net.hosts[0], folder.path(), "P", &tracker);
+        let names: Vec<String> = (0..FILES).map(film).chain([minute::NAME.to_string()]).collect();
+        let len = |n: usize| if n as u64 == FILES { minute::LEN } else { FILE_BYTES };
+        let contents: Vec<_> =
+            names.iter().enumerate().map(|(n, name)| drop_in(&publisher.upload(), name, n as u64, len(n))).collect();
+        let torrents: Vec<_> =
+            names.iter().map(|name| tracker.fetch_torrent(&net.hosts[0], name, folder.path())).collect();
+        drop(publisher);
+        let start = |((torrent, content), port): ((&PathBuf, &PathBuf), u16)| {
+            let script = Script::seed(torrent, content);
+            let (key, rest) = (script.info_hash, if port == PORTS + FILES as u16 { minute::REST } else { script.rest });
+            let seed = Scripted::start(&net.hosts[0], port, Script { rest, ..script });
+            seed.announce(&tracker, key);
+            seed
+        };
+        let seeds = torrents.iter().zip(&contents).zip(PORTS..).map(start).collect();
+        let limited = [&*tracker.ip(), "6969", "--limit-down", "256K"];
+        let fetcher = Peer::start_with(&net.hosts[0], folder.path(), "F", &limited);
+        let victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
+        Scene { victim, fetcher, seeds, tracker, net, folder }
+    }
+
+    /// Payload of the films that was put on the wire so far.
+    fn given_bytes(&self) -> u64 {
+        self.seeds.iter().map(Scripted::payload_bytes).sum()
+    }
+
+    fn perform(&self, order: &Order, n: u64) -> Option<Process> {
+        let arm = || order.moment.into_iter().for_each(|moment| self.victim.disk.cut_at(moment));
+        match order.act {
+            Act::Start => return None,
+            Act::Share => self.share(n),
+            Act::Seed => {
+                // It may have been fetched before.
+                let _ = self.fetcher.ctl(&["get", "--detach", &order.name]);
+                self.share(n);
+            }
+            Act::Get | Act::Leave | Act::Remove => {}
+        }
+        arm();
+        match order.act {
+            Act::Get => Some(self.victim.order(&["get", "--detach", &order.name])),
+            Act::Leave => Some(self.victim.order(&["leave"])),
+            Act::Remove => Some(self.victim.order(&["remove", "--data", &order.name])),
+            Act::Start | Act::Share | Act::Seed => None,
+        }
+    }
+
+    fn share(&self, n: u64) {
+        let beside = self.victim.disk.path().join(format!("beside-{n}"));
+        let mut file = std::fs::File::create(&beside).expect("create a file");
+        std::io::copy(&mut Noise::new(n, MIB + n), &mut file).expect("write a file");
+        file.sync_all().expect("sync a file");
+        std::fs::rename(&beside, self.victim.disk.path().join(format!("upload/own-{n}.bin"))).expect("move a file in");
+    }
+
+    /// Everything can still be had, whole, by the victim and of the victim.
+    fn finish(&self, seed: u64) {
+        for n in 0..FILES {
+            let name = film(n);
+            self.victim.ctl(&["get", "--quiet", &name]).expect_success();
+            let mut expected = Vec::new();
+            std::io::copy(&mut Noise::new(n, FILE_BYTES), &mut expected).expect("noise");
+            assert!(self.victim.disk.read(&format!("downloads/{name}")) == Some(expected), "seed {seed}: {name}");
+        }
+        let sum = |field: &str| -> u64 {
+            let rows = rows(self.victim.ctl(&["--json", "ledger"]).expect_success().json());
+            rows.iter().filter_map(|row| row[field].as_u64()).sum()
+        };
+        let (received, given) = (sum("received_bytes"), self.given_bytes());
+        assert!(received <= given, "seed {seed}: V counted {received} bytes, {given} were sent to it");
+        self.fetcher.ctl(&["limit", "--down", "0"]).expect_success();
+        for name in self.fetcher.list().iter().filter_map(|row| row["name"].as_str()) {
+            // What the power took from upload/ is nobody's any more.
+            let shared = self.victim.disk.path().join("upload").join(name);
+            if shared.exists() && self.victim.list().iter().any(|row| row["name"] == name) {
+                self.fetcher.wait_state(name, "seeding", secs(120));
+                assert_same(&shared, &self.fetcher.downloads().join(name));
+            }
+        }
+    }
+}
+
+/// What must not go back from one crash to the next.
+#[derive(Default)]
+struct Known {
+    identity: Option<Vec<u8>>,
+    /// What the store has of payload, received and sent.
+    ledger: (u64, u64),
+    /// What was removed, and said to be.
+    removed: Option<String>,
+    /// What was done in the last loop.
+    last: String,
+}
+
+impl Known {
+    /// Held against the disk between two runs.
+    fn check(&mut self, scene: &Scene) {
+        let (disk, what) = (&scene.victim.disk, &self.last);
+        look(disk, scene.folder.path(), what);
+        let known = self.identity.is_none() || disk.read("state/identity") == self.identity;
+        assert!(known, "{what}: it is somebody else now");
+        let (received, sent) = persisted_ledger(scene.folder.path());
+        let before = std::mem::replace(&mut self.ledger, (received, sent));
+        assert!(
+            received >= before.0 && sent >= before.1,
+            "{what}: the ledger had {before:?} and has {:?}",
+            self.ledger
+        );
+        let (given, carried) = (scene.given_bytes(), scene.net.hosts[1].carried().sent);
+        assert!(received <= given, "{what}: {received} bytes are on record, {given} were sent");
+        assert!(sent <= carried, "{what}: {sent} bytes are on record as sent, the cable carried {carried}");
+    }
+
+    /// Held against what it says after a start.
+    fn check_listed(&mut self, scene: &Scene, listed: &[Value]) {
+        let what = format!("after {}", self.last);
+        scene.victim.expect_nothing_left_behind(&what);
+        if let Some(name) = self.removed.take() {
+            let is_back = listed.iter().any(|row| row["name"] == *name);
+            assert!(!is_back, "{what}: {name} was removed, and is back");
+        }
+        self.identity = self.identity.take().or_else(|| scene.victim.disk.read("state/identity"));
+    }
+}
+
 #[test]
 fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right() {
     let _turn = gate::heavy();
-    let (seed, folder) = (seed(), folder());
+    let (seed, mut scene) = (seed(), Scene::new());
+    let slow_seed = scene.seeds.pop().expect("the last one");
+    let slow =
+        minute::begin(&scene.net.hosts[2], scene.folder.path(), &scene.tracker.ip(), slow_seed, loops().div_ceil(50));
     let mut rng = SmallRng::seed_from_u64(seed);
-    let net = Net::new(2);
-    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
-    let seeder = Peer::start(&net.hosts[0], folder.path(), "S", &tracker);
-    for n in 0..FILES {
-        drop_in(&seeder.upload(), &film(n), n, FILE_BYTES);
-    }
-    for n in 0..FILES {
-        tracker.wait_hit(&film(n), secs(60));
-    }
-    let mut victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
-    let (mut under_way, count) = (0, loops());
-    let mut identity = None;
+    let (mut under_way, count, mut known) = (0, loops(), Known::default());
     for n in 0..count {
-        let early = n % 5 == 4;
-        if early {
-            victim.disk.cut_at(Moment::Sync(rng.random_range(0..6)));
-        }
-        let (mut process, act, moment, name) = if early {
-            (victim.launch(), Act::Start, None, String::new())
+        let (mut process, order) = if n % 5 == 4 {
+            scene.victim.disk.cut_at(Moment::Sync(rng.random_range(0..6)));
+            (scene.victim.launch(), Order { act: Act::Start, moment: None, name: String::new() })
         } else {
-            let process = victim.start();
-            identity = identity.or_else(|| victim.disk.read("state/identity"));
-            let (act, moment, name) = draw(&mut rng, &victim.list());
-            (process, act, Some(moment), name)
+            let process = scene.victim.start();
+            let listed = scene.victim.list();
+            known.check_listed(&scene, &listed);
+            (process, draw(&mut rng, &listed))
         };
-        let what = format!("seed {seed}, loop {n}, {act:?} {name} {moment:?}");
-        let _ordered = perform(&victim, act, moment, n, &name);
-        let reached = victim.disk.wait_cut(secs(4));
+        let mut ordered = scene.perform(&order, n);
+        let reached = scene.victim.disk.wait_cut(secs(4));
         if !reached {
-            println!("{what}: nothing was under way");
+            println!("seed {seed}, loop {n}, {order:?}: nothing was under way");
         }
         under_way += u64::from(reached);
+        let answered = ordered.as_mut().is_some_and(|ctl| ctl.ended().is_some_and(|status| status.success()));
+        if order.act == Act::Remove && answered {
+            known.removed = Some(order.name.clone());
+        }
         let leaves = leaves(&mut rng);
-        crash(&victim.disk, &mut process, leaves);
-        look(&victim.disk, folder.path(), &format!("{what}, {leaves:?}"));
-        let known = identity.is_none() || victim.disk.read("state/identity") == identity;
-        assert!(known, "{what}, {leaves:?}: it is somebody else now");
+        crash(&scene.victim.disk, &mut process, leaves);
+        known.last = format!("seed {seed}, loop {n}, {order:?}, {leaves:?}");
+        known.check(&scene);
     }
-    let _process = victim.start();
-    finish(&victim, &seeder, seed);
-    let slowest = victim.starts.iter().max().expect("a start");
+    let _process = scene.victim.start();
+    scene.finish(seed);
+    let slowest = scene.victim.starts.iter().max().expect("a start");
     println!("{count} crashes, a write or sync under way in {under_way}; the slowest start took {slowest:?}");
     assert!(under_way * 10 >= count * 8, "a write or sync was under way in {under_way} of {count} loops only");
-}
-
-fn perform(victim: &Victim, act: Act, moment: Option<Moment>, n: u64, name: &str) -> Option<Process> {
-    let arm = || moment.into_iter().for_each(|moment| victim.disk.cut_at(moment));
-    match act {
-        Act::Start => None,
-        Act::Get => {
-            arm();
-            Some(victim.order(&["get", "--detach", name]))
-        }
-        Act::Share => {
-            let beside = victim.disk.path().join(format!("beside-{n}"));
-            let mut file = std::fs::File::create(&beside).expect("create a file");
-            std::io::copy(&mut Noise::new(n, MIB + n), &mut file).expect("write a file");
-            file.sync_all().expect("sync a file");
-            std::fs::rename(&beside, victim.disk.path().join(format!("upload/own-{n}.bin"))).expect("move a file in");
-            arm();
-            None
-        }
-        Act::Leave => {
-            arm();
-            Some(victim.order(&["leave"]))
-        }
-        Act::Remove => {
-            arm();
-            Some(victim.order(&["remove", "--data", name]))
-        }
-    }
-}
-
-/// Everything can still be had, whole; and nobody counted what did not pass.
-fn finish(victim: &Victim, seeder: &Peer, seed: u64) {
-    for n in 0..FILES {
-        let name = film(n);
-        victim.ctl(&["get", "--quiet", &name]).expect_success();
-        let mut expected = Vec::new();
-        std::io::copy(&mut Noise::new(n, FILE_BYTES), &mut expected).expect("noise");
-        assert!(victim.disk.read(&format!("downloads/{name}")) == Some(expected), "seed {seed}: {name}");
-    }
-    let sum = |rows: Vec<Value>, field: &str| rows.iter().filter_map(|row| row[field].as_u64()).sum::<u64>();
-    let received = sum(rows(victim.ctl(&["--json", "ledger"]).expect_success().json()), "received_bytes");
-    let sent = sum(rows(seeder.ctl(&["--json", "ledger"]).expect_success().json()), "sent_bytes");
-    assert!(received <= sent, "seed {seed}: V counted {received} bytes, S sent it {sent}");
+    slow.end();
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Single faults of the disk below a real peerd, and what it makes of them.
 
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use crate::support::content::{MIB, Noise, drop_in};
 use crate::support::disk::{Call, Disk, EIO, ENOSPC, EROFS, Leaves, Moment, Rule};
 use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker};
+use crate::support::process::run;
 use crate::support::{folder, gate, secs, wait_for, wait_until};
 
 const NAME: &str = "film.bin";
@@ -42,6 +44,14 @@ impl Scene {
 
     fn disk(&self) -> &Disk {
         &self.victim.disk
+    }
+
+    /// A file of noise, moved into the victim's upload/.
+    fn drop_in(&self, name: &str, seed: u64, len: u64) {
+        let beside = self.disk().path().join(name);
+        let mut file = std::fs::File::create(&beside).expect("create a file");
+        std::io::copy(&mut Noise::new(seed, len), &mut file).expect("write a file");
+        std::fs::rename(&beside, self.disk().path().join("upload").join(name)).expect("move a file in");
     }
 
     #[track_caller]
@@ -147,6 +157,12 @@ fn a_damaged_database_is_put_aside_and_nothing_of_it_is_missed() {
 fn a_download_whose_disk_is_not_mounted_waits_for_it_and_fetches_nothing_twice() {
     let _turn = gate::heavy();
     let mut scene = Scene::new();
+    // downloads/ is the mount point of a disk of its own.
+    let other = Disk::mount(&scene.folder().join("other"));
+    let downloads = scene.disk().path().join("downloads");
+    std::fs::create_dir(&downloads).expect("a mount point");
+    let bind = ["--bind".as_ref(), other.path().as_os_str(), downloads.as_os_str()];
+    run(Command::new("mount").args(bind), secs(10)).expect_success();
     let mut process = scene.victim.start();
     scene.net.hosts[0].shape(Some(60), None);
     scene.victim.ctl(&["get", "--detach", NAME]).expect_success();
@@ -155,23 +171,105 @@ fn a_download_whose_disk_is_not_mounted_waits_for_it_and_fetches_nothing_twice()
     });
     process.terminate();
     assert!(process.wait(secs(60)).success());
-    // A mount point without its disk is an empty folder.
-    let (downloads, away) = (scene.disk().path().join("downloads"), scene.disk().path().join("away"));
-    std::fs::rename(&downloads, &away).expect("a rename");
-    std::fs::create_dir(&downloads).expect("a folder");
+    run(Command::new("umount").arg(&downloads), secs(10)).expect_success();
     let before = scene.net.hosts[1].carried().received;
-    let _process = scene.victim.start();
+    let process = scene.victim.start();
     let row = scene.victim.wait_state(NAME, "error", secs(60));
     assert!(row["error"].as_str().is_some_and(|error| error.contains("is its disk mounted?")), "{row}");
     let made = scene.disk().files("downloads");
     assert!(made.is_empty(), "{made:?}");
-    std::fs::remove_dir(&downloads).expect("an empty folder");
-    std::fs::rename(&away, &downloads).expect("a rename");
+    // Where the daemon sees it: `ip netns exec` has given it mounts of its own.
+    let mut mount = Command::new("nsenter");
+    mount.args(["--mount", "--target", &process.pid().to_string(), "mount"]).args(bind);
+    run(&mut mount, secs(10)).expect_success();
     scene.victim.wait_state(NAME, "seeding", secs(120));
     let fetched = scene.net.hosts[1].carried().received - before;
     let most = (LEN - had) * 5 / 4 + 2 * MIB;
     assert!(fetched < most, "{fetched} bytes came after {had} of {LEN} had been there");
+    let mut expected = Vec::new();
+    std::io::copy(&mut Noise::new(1, LEN), &mut expected).expect("noise");
+    assert!(other.read(NAME) == Some(expected), "{NAME} is not what it should be");
+}
+
+#[test]
+fn a_clean_stop_hashes_nothing_again() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.drop_in("own.bin", 2, 4 * MIB);
+    scene.tracker.wait_hit("own.bin", secs(60));
+    scene.victim.ctl(&["get", "--quiet", NAME]).expect_success();
+    drop_in(&scene.seeder.upload(), "half.bin", 3, LEN);
+    scene.tracker.wait_hit("half.bin", secs(60));
+    scene.net.hosts[0].shape(Some(60), None);
+    scene.victim.ctl(&["get", "--detach", "half.bin"]).expect_success();
+    let had = |scene: &Scene| {
+        let rows = scene.victim.list();
+        rows.iter().find(|row| row["name"] == "half.bin").and_then(|row| row["have_bytes"].as_u64()).unwrap_or(0)
+    };
+    wait_until(secs(60), "a part of it", || had(&scene) > LEN / 3);
+    let before = had(&scene);
+    process.terminate();
+    assert!(process.wait(secs(60)).success());
+    scene.net.hosts[0].cut();
+    for folder in ["downloads", "upload"] {
+        scene.disk().order(Rule::all(Call::Read, folder, EIO));
+    }
+    let _process = scene.victim.start();
+    for (name, state) in [("own.bin", "seeding"), (NAME, "seeding"), ("half.bin", "downloading")] {
+        scene.victim.wait_state(name, state, secs(30));
+    }
+    // What lay in upload/ is looked at within a second of the start, and would be read then.
+    wait_until(secs(30), "what was had is had", || had(&scene) >= before);
+    std::thread::sleep(secs(2));
+    assert_eq!(scene.disk().struck(), 0, "data was read after a clean stop");
+}
+
+#[test]
+fn with_a_full_disk_under_the_store_it_serves_on_and_says_so() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    let mut process = scene.victim.start();
+    scene.drop_in("own.bin", 2, 4 * MIB);
+    scene.tracker.wait_hit("own.bin", secs(60));
+    scene.disk().order(Rule::all(Call::Write, "state/db", ENOSPC));
+    // It is refused, or hangs in the database, which is found out after 30 s.
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_refusal(1, &["database"]);
+    assert!(process.ended().is_none(), "it has ended");
+    scene.seeder.fetch("own.bin", secs(60));
+    scene.victim.ctl(&["get", "--detach", NAME]).expect_refusal(1, &["database"]);
+    scene.victim.ctl(&["status"]).expect_success();
+    scene.disk().heal();
+    process.terminate();
+    process.wait(secs(60));
+    let _process = scene.victim.start();
+    look(scene.disk(), scene.folder(), "after the store was full");
+    scene.victim.wait_state("own.bin", "seeding", secs(60));
+    scene.victim.ctl(&["get", "--quiet", NAME]).expect_success();
     scene.assert_whole();
+}
+
+#[test]
+fn a_damaged_database_of_the_tracker_is_put_aside_and_filled_again_by_who_published() {
+    let _turn = gate::heavy();
+    let mut scene = Scene::new();
+    scene.tracker.process.kill9();
+    let path = scene.tracker.home.join("tracker/registry/db");
+    let mut bytes = std::fs::read(&path).expect("a database");
+    for at in [12, bytes.len() / 2] {
+        bytes[at] ^= 0x10;
+    }
+    std::fs::write(&path, bytes).expect("damage");
+    // Something to say to the tracker while it is gone: it is found out before the next look is due.
+    drop_in(&scene.seeder.upload(), "new.bin", 2, MIB);
+    std::thread::sleep(secs(3));
+    scene.tracker.restart();
+    let log = scene.tracker.process.log();
+    assert!(log.contains("the database was damaged"), "{log}");
+    assert!(scene.tracker.home.join("tracker/registry.damaged-1").is_dir(), "it was not kept");
+    for name in ["new.bin", NAME] {
+        scene.tracker.wait_hit(name, secs(90));
+    }
 }
 
 #[test]
@@ -180,10 +278,7 @@ fn a_read_that_fails_is_survived_and_a_file_that_cannot_be_read_is_given_up() {
     let mut scene = Scene::new();
     let process = scene.victim.start();
     for (n, name) in ["once.bin", "ever.bin", "sound.bin"].iter().enumerate() {
-        let beside = scene.disk().path().join(name);
-        let mut file = std::fs::File::create(&beside).expect("create a file");
-        std::io::copy(&mut Noise::new(n as u64, 4 * MIB), &mut file).expect("write a file");
-        std::fs::rename(&beside, scene.disk().path().join("upload").join(name)).expect("move a file in");
+        scene.drop_in(name, n as u64, 4 * MIB);
     }
     for name in ["once.bin", "ever.bin", "sound.bin"] {
         scene.tracker.wait_hit(name, secs(120));
@@ -207,9 +302,7 @@ fn what_lies_on_a_read_only_disk_is_served_and_nothing_is_fetched_to_it() {
     let _turn = gate::heavy();
     let mut scene = Scene::new();
     let _process = scene.victim.start();
-    let beside = scene.disk().path().join("beside");
-    std::io::copy(&mut Noise::new(7, MIB), &mut std::fs::File::create(&beside).expect("create a file")).expect("write");
-    std::fs::rename(&beside, scene.disk().path().join("upload/fixed.bin")).expect("move a file in");
+    scene.drop_in("fixed.bin", 7, MIB);
     for folder in ["upload", "downloads"] {
         for call in [Call::Write, Call::Create, Call::Truncate, Call::Rename, Call::Remove] {
             scene.disk().order(Rule::all(call, folder, EROFS));

@@ -255,3 +255,24 @@ fn rewriting_the_same_keys_does_not_fill_the_disk() {
     println!("{live} bytes rewritten 200 times lie in {bytes} bytes");
     assert!(bytes < 32 << 20, "{bytes} bytes");
 }
+
+#[test]
+fn a_store_of_a_million_keys_stays_small() {
+    let folder = folder();
+    let dir = folder.path().join("db");
+    let peak = |orders: &[&str]| -> u32 {
+        let mut keeper = Keeper::open(&dir);
+        orders.iter().for_each(|order| keeper.expect(order, "done"));
+        keeper.ask("peak").parse().expect("MiB")
+    };
+    let begun = Instant::now();
+    let filled = peak(&["fill 1000000"]);
+    let filling = begun.elapsed();
+    // It was killed: this open reads the log again, and every row.
+    let opened = peak(&[]);
+    println!(
+        "filled in {filling:.1?} with {filled} MiB resident at most, opened in {:.1?} with {opened} MiB",
+        begun.elapsed() - filling
+    );
+    assert!(filled < 400 && opened < 400, "{filled} MiB to fill it, {opened} MiB to open it");
+}

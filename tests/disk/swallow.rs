@@ -37,7 +37,7 @@ fn path(text: &str) -> RelPath {
 fn storage(root: &Path) -> Storage {
     let root = NativeFs.open_root(root).expect("a folder");
     let file = FileEntry { path: path("film"), offset: 0, len: 5_000, padding: false };
-    Storage::unfinished(root, vec![file], path(".part"), path("film"), Arc::<FdCache>::default()).expect("a storage")
+    Storage::recover(root, vec![file], path(".part"), path("film"), Arc::<FdCache>::default()).expect("a storage")
 }
 
 fn write_part(root: &Path) -> Storage {
@@ -118,6 +118,25 @@ fn cases() -> Vec<Case> {
                 storage.take_touched().sync().expect("a sync");
             },
             kept: |disk| disk.read(".part") == Some(vec![7; 5_000]),
+        },
+        Case {
+            name: "the name of a file that an earlier run made",
+            swallowed: (Call::SyncFolder, "="),
+            work: |root| {
+                drop(write_part(root));
+                write_part(root).take_touched().sync().expect("a sync");
+            },
+            kept: |disk| disk.read(".part") == Some(vec![7; 5_000]),
+        },
+        Case {
+            name: "a final name that an earlier run gave",
+            swallowed: (Call::SyncFolder, "="),
+            work: |root| {
+                write_part(root).take_touched().sync().expect("a sync");
+                fs::rename(root.join(".part"), root.join("film")).expect("a rename");
+                assert!(storage(root).finish().expect("it is there").is_none());
+            },
+            kept: |disk| disk.read("film") == Some(vec![7; 5_000]),
         },
         Case {
             name: "a finished file's name",

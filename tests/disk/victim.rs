@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use peerd::daemon::records::{BITFIELDS, OriginRecord, TORRENTS, TorrentRecord};
+use peerd::daemon::records::{BITFIELDS, LEDGER, LedgerRecord, OriginRecord, TORRENTS, TorrentRecord};
 use peerd::db::record::decode_record;
 use peerd::db::segments::SegmentLog;
 use peerd::db::{SledStore, Store, chunks};
@@ -92,6 +92,25 @@ impl Victim {
         })
     }
 
+    /// Nothing lies in downloads/ but what is listed.
+    #[track_caller]
+    pub fn expect_nothing_left_behind(&self, when: &str) {
+        let listed = self.list();
+        let is_listed = |first: &str| {
+            listed.iter().any(|row| {
+                row["name"] == *first || row["key"].as_str().is_some_and(|key| first == format!(".{key}.part"))
+            })
+        };
+        for path in self.disk.files("downloads") {
+            let below = path.strip_prefix("downloads").expect("a path in downloads/");
+            let first = below.iter().next().expect("a name").to_string_lossy();
+            let len = self.disk.read(&path.to_string_lossy()).map_or(0, |bytes| bytes.len());
+            // Nothing is left by whoever looked whether the folder can be written to.
+            let is_trial = first.ends_with(".part") && len == 0;
+            assert!(is_trial || is_listed(&first), "{when}: {} ({len} bytes) belongs to nothing", path.display());
+        }
+    }
+
     /// Something that peerd may never come to answer.
     pub fn order(&self, args: &[&str]) -> Process {
         Process::start("peerctl", &mut self.ctl_command(args), &self.home.join("peerctl.log"))
@@ -156,6 +175,20 @@ pub fn look(disk: &Disk, folder: &Path, when: &str) -> Vec<Found> {
         all.push(Found { name, piece_bytes: u64::from(record.piece_bytes), recorded, right: right.count() });
     }
     all
+}
+
+/// What the store that [`look`] has copied says of payload: received from all peers, and sent to all.
+#[track_caller]
+pub fn persisted_ledger(folder: &Path) -> (u64, u64) {
+    let store = SledStore::open(&folder.join("copy/db")).expect("it was opened before");
+    let mut sums = (0, 0);
+    let add = &mut |_: &[u8], value: &[u8]| {
+        let row: LedgerRecord = decode_record(value).expect("a row of the ledger");
+        sums = (sums.0 + row.received_bytes, sums.1 + row.sent_bytes);
+        std::ops::ControlFlow::Continue(())
+    };
+    store.for_each(LEDGER, &[], add).expect("the ledger");
+    sums
 }
 
 fn right_pieces(disk: &Disk, meta: &Metainfo, record: &TorrentRecord, key: &InfoHash) -> Bitfield {

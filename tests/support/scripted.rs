@@ -5,7 +5,7 @@ use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -32,6 +32,8 @@ pub struct Script {
     pub content: Vec<u8>,
     /// Every so manieth block that it sends is wrong; 0: none.
     pub spoils_every: usize,
+    /// How long it rests after each block.
+    pub rest: Duration,
 }
 
 impl Script {
@@ -39,7 +41,7 @@ impl Script {
     pub fn seed(torrent: &Path, content: &Path) -> Script {
         let meta = Metainfo::parse(&fs::read(torrent).expect("a torrent")).expect("a torrent");
         let content = fs::read(content).expect("its content");
-        Script { info_hash: meta.info_hash(), layout: meta.layout(), content, spoils_every: 0 }
+        Script { info_hash: meta.info_hash(), layout: meta.layout(), content, spoils_every: 0, rest: Duration::ZERO }
     }
 }
 
@@ -47,6 +49,7 @@ impl Script {
 struct Seen {
     connections: AtomicUsize,
     requests: AtomicUsize,
+    payload_bytes: AtomicU64,
     stop: AtomicBool,
 }
 
@@ -99,6 +102,11 @@ impl Scripted {
     /// Blocks that it was asked for so far.
     pub fn requests(&self) -> usize {
         self.seen.requests.load(Ordering::Relaxed)
+    }
+
+    /// Payload that it has put on the wire so far, to anybody.
+    pub fn payload_bytes(&self) -> u64 {
+        self.seen.payload_bytes.load(Ordering::Relaxed)
     }
 
     /// Dials a peer and speaks with it until the peer hangs up.
@@ -168,6 +176,13 @@ fn session(mut stream: TcpStream, dialled: bool, port: u16, script: &Script, see
                 sent += 1;
                 seen.requests.fetch_add(1, Ordering::Relaxed);
                 block(script, raw, script.spoils_every > 0 && sent % script.spoils_every == 0, &mut out);
+                seen.payload_bytes.fetch_add(u64::from(raw.len), Ordering::Relaxed);
+                if !script.rest.is_zero() {
+                    thread::sleep(script.rest);
+                    if stream.write_all(&std::mem::take(&mut out)).is_err() {
+                        return;
+                    }
+                }
             }
         }
         if stream.write_all(&out).is_err() {

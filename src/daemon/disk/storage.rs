@@ -294,6 +294,8 @@ impl Storage {
     /// When the name is taken, in which case nothing has changed, or the disk fails.
     pub fn finish(&self) -> Result<Option<Vec<FileStat>>, FinishError> {
         if !self.is_unfinished() {
+            // An earlier run gave it its name, and may have ended before that was synced.
+            self.root.sync_dir(None).map_err(StorageError::Root)?;
             return Ok(None);
         }
         for (index, _) in self.files.iter().enumerate().filter(|(_, file)| file.len == 0 && !file.padding) {
@@ -369,6 +371,10 @@ impl Storage {
             opened => opened,
         };
         let file = file.map_err(self.at(index))?;
+        if writable {
+            // Also of a file that was there: the run that made it may have ended before its name was synced.
+            self.touched.add_folders(with_parents(&path));
+        }
         self.cache.insert(self.id, index, writable, file.clone());
         Ok(file)
     }
@@ -383,7 +389,6 @@ impl Storage {
             created => created?,
         };
         file.set_len(self.files[index].len)?;
-        self.touched.add_folders(with_parents(path));
         Ok(file)
     }
 }

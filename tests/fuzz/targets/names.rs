@@ -1,5 +1,9 @@
 //! Names and paths of files, and text on its way to a terminal.
 
+use std::borrow::Borrow;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 use peerd::wire::name::{self, FileName, MAX_NAME_BYTES, MAX_PATH_BYTES, MAX_PATH_DEPTH, NameError, RelPath};
 
 use super::bounds::{SLACK_BYTES, bounded, bounded_by};
@@ -21,6 +25,7 @@ pub fn check(input: &[u8], decode: impl Fn(&[u8]) -> Result<FileName, NameError>
     assert!(!input.contains(&b'/') && !input.contains(&0) && input != b"." && input != b"..");
     assert_eq!(RelPath::from(name.clone()), RelPath::parse(input).expect("a name is a path"));
     assert_eq!(name.to_string(), name::escape_for_terminal(&name.to_string_lossy()));
+    assert!(name.as_os_str() == OsStr::from_bytes(input) && format!("{name:?}").is_ascii());
     let text = name.to_string_lossy();
     let (stem, kind) = name::split_extension(&text);
     assert!(*stem == *text || text.starts_with(&format!("{stem}.")) && (kind == "-" || text.ends_with(kind)));
@@ -33,6 +38,10 @@ fn path(input: &[u8]) {
     assert!(path.components().all(|name| FileName::new(name).is_ok()));
     assert_eq!(RelPath::from_components(path.components()).as_ref(), Ok(&path));
     assert!(path.as_path().is_relative());
+    assert_eq!(RelPath::from_path(&path.to_path()).as_ref(), Ok(&path));
+    assert_eq!(path.to_string(), name::escape_for_terminal(&path.to_string_lossy()));
+    assert!(format!("{path:?}").is_ascii());
+    assert_eq!(Borrow::<[u8]>::borrow(&path), input);
     if let Some(folder) = path.parent() {
         assert!(path.is_below(&folder) && !folder.is_below(&path) && !path.is_below(&path));
         assert_eq!(folder.join(&path.file_name()), Ok(path));

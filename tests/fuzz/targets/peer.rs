@@ -138,7 +138,7 @@ fn within_caps(frame: &Frame, max_bitfield_bytes: u32) {
                 let pieces = (bytes.len() as u32 * 8).saturating_sub(spare);
                 if let Ok(bitfield) = Bitfield::from_wire(bytes, pieces) {
                     assert_eq!(bitfield.as_bytes(), bytes);
-                    assert!(bitfield.count() <= pieces);
+                    same_set(bitfield);
                 }
             }
         }
@@ -149,6 +149,19 @@ fn within_caps(frame: &Frame, max_bitfield_bytes: u32) {
         }
         Frame::Message(_) => {}
     }
+}
+
+/// Taken apart piece by piece, and put together again.
+fn same_set(bitfield: Bitfield) {
+    let pieces = bitfield.piece_count();
+    let Ok(layout) = Layout::new(u64::from(pieces) * 16_384, 16_384) else { return };
+    let (mut left, mut made) = (bitfield.clone(), Bitfield::empty(pieces));
+    for piece in bitfield.iter_set(layout) {
+        assert!(left.clear(piece) && !left.clear(piece) && made.set(piece) && !made.set(piece));
+    }
+    assert!(left.is_empty() && left.count() == 0 && made == bitfield);
+    assert_eq!(bitfield.iter_missing(layout).count() as u32, pieces - bitfield.count());
+    assert_eq!(bitfield.is_full(), bitfield == Bitfield::full(pieces));
 }
 
 /// What a torrent takes for a block of its own lies within its piece.

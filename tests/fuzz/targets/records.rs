@@ -4,7 +4,7 @@ use std::fmt::Debug;
 
 use peerd::daemon::records::{
     LedgerFileRecord, LedgerRecord, SettingRecord, ShareRecord, StatRecord, TorrentRecord, decode_file_stats,
-    encode_file_stats,
+    encode_file_stats, file_stats_len,
 };
 use peerd::db::record::{self, Record, RecordError};
 
@@ -26,7 +26,7 @@ pub fn run(input: &[u8]) {
     payload::<StatRecord>(input);
     payload::<TorrentRecord>(input);
     let stats = bounded(input, || decode_file_stats(input));
-    assert!(input.starts_with(&encode_file_stats(&stats)));
+    assert!(input.starts_with(&encode_file_stats(&stats)) && file_stats_len(stats.len()) <= input.len());
 }
 
 pub fn check<'a>(input: &'a [u8], open: impl Fn(&'a [u8]) -> Result<&'a [u8], RecordError>) {
