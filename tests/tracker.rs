@@ -26,7 +26,7 @@ fn free_address() -> SocketAddr {
 }
 
 /// A trackerd on a free port of the loopback.
-fn start(folder: &std::path::Path) -> (Process, SocketAddr) {
+pub fn start(folder: &std::path::Path) -> (Process, SocketAddr) {
     let address = free_address();
     (start_at(folder, address), address)
 }
@@ -39,7 +39,7 @@ fn start_at(folder: &std::path::Path, address: SocketAddr) -> Process {
     process
 }
 
-fn udp(address: SocketAddr) -> UdpSocket {
+pub fn udp(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(address).expect("connect a socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
@@ -49,7 +49,7 @@ fn udp(address: SocketAddr) -> UdpSocket {
 }
 
 /// BEP 15, connect: the magic, action 0, a transaction id; answered with action 0, the id, and a connection id.
-fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
+pub fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
     let mut request = 0x0417_2710_1980_u64.to_be_bytes().to_vec();
     request.extend([0, 0, 0, 0, 1, 2, 3, 4]);
     let mut reply = [0; 64];
@@ -64,7 +64,7 @@ fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
 }
 
 /// BEP 15, announce: 98 bytes.
-fn udp_announce(connection: [u8; 8], number: u32) -> [u8; 98] {
+pub fn udp_announce(connection: [u8; 8], number: u32) -> [u8; 98] {
     let mut packet = [0; 98];
     packet[..8].copy_from_slice(&connection);
     packet[11] = 1;
@@ -114,7 +114,7 @@ fn flood(address: SocketAddr, stop: &AtomicBool) -> (u32, u64) {
 }
 
 /// One request on an open connection; the answer's status line, with its body read.
-fn request(stream: &mut BufReader<TcpStream>, path: &str) -> String {
+pub fn request(stream: &mut BufReader<TcpStream>, path: &str) -> String {
     stream.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: tracker\r\n\r\n").as_bytes()).expect("send");
     let mut line = || {
         let mut line = String::new();
@@ -180,7 +180,7 @@ fn a_thousand_http_connections_and_ten_thousand_udp_announces_a_second() {
 }
 
 /// The value of a line of `/metrics`.
-fn metric(address: SocketAddr, name: &str) -> u64 {
+pub fn metric(address: SocketAddr, name: &str) -> u64 {
     let mut stream = BufReader::new(TcpStream::connect(address).expect("a connection"));
     stream.get_ref().set_read_timeout(Some(secs(10))).expect("set a timeout");
     stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: tracker\r\nConnection: close\r\n\r\n").expect("send");

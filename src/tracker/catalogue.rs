@@ -13,7 +13,7 @@ use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
 use super::publishers::Publishers;
-use super::registry::{self, Entry, EntryError, Loaded, MAX_PUBLISHERS, Stored, Summary};
+use super::registry::{self, Entry, EntryError, JournalError, Loaded, MAX_PUBLISHERS, Stored, Summary};
 use super::scribe::{MAX_UNWRITTEN, Scribe};
 use super::search::{Builder, Index, Part, Prepared, TooManyWords};
 use crate::db::segments::{SegmentError, SegmentLog};
@@ -63,6 +63,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Segments(#[from] SegmentError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -90,6 +92,8 @@ pub enum PublishError {
     DiskFull,
     #[error("the tracker's disk: {0}")]
     Disk(#[from] SegmentError),
+    #[error("the tracker's disk does not take the publication: {0}")]
+    Journal(#[from] std::io::Error),
 }
 
 /// Why nothing was withdrawn.
@@ -166,6 +170,7 @@ impl Catalogue {
         unix_seconds: u64,
     ) -> Result<Catalogue, OpenError> {
         let segments = Arc::new(SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?);
+        let journal = registry::open_journal(state_dir, &*store)?;
         let mut tables = Tables::default();
         let seedless = seedless::load(&*store)?;
         let stored = registry::stored(&*store, left_out)?;
@@ -176,17 +181,23 @@ impl Catalogue {
             parts.push(part);
             tables.entries.extend(entries);
         }
-        tables.index = Index::of_parts(parts);
         drop(seedless);
         let Tables { entries, publishers, .. } = &mut tables;
-        registry::for_each_publisher(&*store, None, |torrent, publisher| {
-            if let Some(entry) = entries.get_mut(torrent) {
-                entry.publishers.push(publishers.add(publisher));
-            }
-        })?;
-        let content = content_file(state_dir, &tables, &segments)
-            .map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
-        let scribe = Scribe::start(store, segments.clone(), content, caps.unwritten)
+        // Beside the end of the index, which takes a second for a million.
+        let (index, content) = std::thread::scope(|scope| {
+            let index = scope.spawn(|| Index::of_parts(parts));
+            let rest = registry::for_each_publisher(&*store, |torrent, publisher| {
+                if let Some(entry) = entries.get_mut(torrent) {
+                    entry.publishers.push(publishers.add(publisher));
+                }
+            });
+            let content = rest.map(|()| content_file(state_dir, entries, &segments));
+            (index.join().unwrap_or_else(|panic| resume_unwind(panic)), content)
+        });
+        tables.index = index;
+        let content =
+            content?.map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
+        let scribe = Scribe::start(store, segments.clone(), journal, content, caps.unwritten)
             .map_err(|source| OpenError::Io { path: state_dir.to_path_buf(), source })?;
         Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf(), caps })
     }
@@ -202,7 +213,7 @@ impl Catalogue {
 
     /// Changes that the disk does not have yet.
     pub fn unwritten(&self) -> usize {
-        self.scribe.pending().batch.len()
+        self.scribe.pending().len()
     }
 
     /// Whether the disk takes what is published.
@@ -227,31 +238,37 @@ impl Catalogue {
         let mut pending = self.scribe.pending();
         let tables = &mut *tables;
         let live = tables.is_live(&key);
-        let entry = match (tables.entries.get_mut(&key), prepared) {
-            (Some(entry), None) if live => entry,
-            (_, Some((new, words))) if !live => {
-                let entry = tables.entries.entry(key).or_insert(Box::new(new));
-                seedless::forget(&key, entry, &mut pending.batch);
-                entry.seedless = Seedless::since(unix_seconds);
-                entry.withdrawn_at = None;
-                entry.added = unix_seconds;
-                entry.put(&key, &mut pending.batch);
-                tables.index.insert(words);
-                pending.add_lines(&key, &registry::content_lines(metainfo));
-                entry
-            }
-            // Two at once published it: the other one has entered it.
-            (Some(entry), Some(_)) => entry,
+        let (mut entry, words) = match (tables.entries.get(&key), prepared) {
+            // Two at once may have published it: the other one has entered it.
+            (Some(entry), _) if live => ((**entry).clone(), None),
+            (Some(entry), Some((_, words))) => ((**entry).clone(), Some(words)),
+            (None, Some((new, words))) => (new, Some(words)),
             // Withdrawn at this very moment: the client asks again.
-            _ => return Err(PublishError::Behind),
+            (_, None) => return Err(PublishError::Behind),
         };
-        if let Some(Signed { publisher, .. }) = signed
-            && entry.publishers.len() < MAX_PUBLISHERS
-            && tables.publishers.number(&publisher).is_none_or(|number| !entry.publishers.contains(&number))
-        {
-            entry.publishers.push(tables.publishers.add(&publisher));
-            registry::put_publisher(&key, &publisher, unix_seconds, &mut pending.batch);
+        let mut change = Batch::new();
+        if !live {
+            seedless::forget(&key, &entry, &mut change);
+            entry.seedless = Seedless::since(unix_seconds);
+            entry.withdrawn_at = None;
+            entry.added = unix_seconds;
+            entry.put(&key, &mut change);
         }
+        let joins = signed.map(|signed| signed.publisher).filter(|publisher| {
+            entry.publishers.len() < MAX_PUBLISHERS && !tables.publishes(&entry, publisher)
+        });
+        if let Some(publisher) = joins {
+            registry::put_publisher(&key, &publisher, unix_seconds, &mut change);
+        }
+        if !change.is_empty() {
+            pending.keep(change)?;
+        }
+        entry.publishers.extend(joins.map(|publisher| tables.publishers.add(&publisher)));
+        if let Some(words) = words.filter(|_| !live) {
+            tables.index.insert(words);
+            pending.add_lines(&key, &registry::content_lines(metainfo));
+        }
+        tables.entries.insert(key, Box::new(entry));
         Ok(if live { Published::Known } else { Published::New })
     }
 
@@ -316,12 +333,19 @@ impl Catalogue {
         let entry = entry.ok_or(WithdrawError::Unknown)?;
         let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
         let place = entry.publishers.iter().position(|known| *known == number).ok_or(WithdrawError::NotPublisher)?;
-        tables.publishers.remove(entry.publishers.swap_remove(place));
         let mut pending = self.scribe.pending();
-        registry::delete_publisher(key, publisher, &mut pending.batch);
-        if entry.publishers.is_empty() {
-            entry.withdrawn_at = Some(unix_seconds);
-            entry.put(key, &mut pending.batch);
+        let mut changed = (**entry).clone();
+        let mut change = Batch::new();
+        changed.publishers.swap_remove(place);
+        registry::delete_publisher(key, publisher, &mut change);
+        if changed.publishers.is_empty() {
+            changed.withdrawn_at = Some(unix_seconds);
+            changed.put(key, &mut change);
+        }
+        pending.keep(change).map_err(|_| WithdrawError::Behind)?;
+        tables.publishers.remove(number);
+        **entry = changed;
+        if entry.withdrawn_at.is_some() {
             tables.index.remove(key);
             pending.remove_lines(*key);
         }
@@ -381,11 +405,13 @@ impl Catalogue {
         }
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
+        let mut change = Batch::new();
         for key in keys {
             if tables.entries.get(&key).is_some_and(|entry| due(entry)) {
-                tables.delete(&key, &mut pending.batch);
+                tables.delete(&key, &mut change);
             }
         }
+        pending.add(change);
     }
 
     /// The file that `GET /search_content.txt` serves.
@@ -455,12 +481,16 @@ pub fn disk_is_full(state_dir: &Path, reserve_bytes: u64) -> bool {
 }
 
 /// The content file as the registry demands it.
-fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std::io::Result<ContentFile> {
-    let found = tables.entries.iter().filter(|(_, entry)| entry.is_found());
+fn content_file(
+    state_dir: &Path,
+    entries: &HashMap<InfoHash, Box<Entry>>,
+    segments: &SegmentLog,
+) -> std::io::Result<ContentFile> {
+    let found = entries.iter().filter(|(_, entry)| entry.is_found());
     let lines = found.map(|(key, entry)| (*key, entry.summary.lines)).collect();
     let (mut content, missing) = ContentFile::open(state_dir, &lines)?;
     for key in missing {
-        let Some(entry) = tables.entries.get(&key) else { continue };
+        let Some(entry) = entries.get(&key) else { continue };
         if entry.summary.single_file {
             content.append(&content_file::line(&entry.summary.name, &key))?;
             continue;
