@@ -118,7 +118,9 @@ fn requests(rng: &mut SmallRng) -> Vec<u8> {
         &|_| get("/announce?info_hash=short&port=1"),
         &|_| announce("port=0&left=1&uploaded=0&downloaded=0"),
         &|_| announce("port=70000&left=-1&uploaded=99999999999999999999&downloaded=-9223372036854775808"),
-        &|_| announce("port=1&left=9223372036854775808&uploaded=18446744073709551615&numwant=-2147483648&event=nonsense"),
+        &|_| {
+            announce("port=1&left=9223372036854775808&uploaded=18446744073709551615&numwant=-2147483648&event=nonsense")
+        },
         &|_| announce(&format!("port=7&left=1&uploaded=0&downloaded=0&ip=169.254.169.254&numwant={}", u64::MAX)),
         &|_| get(&format!("/scrape?{}", format!("info_hash={hash}&").repeat(200))),
         &|_| post("/torrents", "", &b"l".repeat(200_000)),
@@ -150,8 +152,7 @@ fn storm_by_http(address: SocketAddr, seed: u64, stop: &AtomicBool) -> u64 {
 
 /// Connections that are opened and say next to nothing.
 fn dawdle(address: SocketAddr, stop: &AtomicBool) {
-    let mut streams: Vec<TcpStream> =
-        (0..SILENT).map(|_| TcpStream::connect(address).expect("a connection")).collect();
+    let mut streams: Vec<TcpStream> = (0..SILENT).map(|_| TcpStream::connect(address).expect("a connection")).collect();
     let head = b"GET /health HTTP/1.1\r\nX-Slow: ";
     for byte in head.iter().cycle() {
         if stop.load(Ordering::Relaxed) {

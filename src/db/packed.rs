@@ -347,9 +347,17 @@ mod tests {
     fn agrees(store: &SledStore, model: &Model, seed: u64) {
         assert_eq!(rows_of(store, SMALL, b""), *model, "seed {seed}");
         let of_prefix = model.iter().filter(|(key, _)| key.starts_with(&[1]));
-        assert_eq!(rows_of(store, SMALL, &[1]), of_prefix.map(|(k, v)| (k.clone(), v.clone())).collect(), "seed {seed}");
+        assert_eq!(
+            rows_of(store, SMALL, &[1]),
+            of_prefix.map(|(k, v)| (k.clone(), v.clone())).collect(),
+            "seed {seed}"
+        );
         for key in 0..=u8::MAX {
-            assert_eq!(store.get(SMALL, &[key, 7]).unwrap(), model.get(&[key, 7][..]).cloned(), "seed {seed}, key {key}");
+            assert_eq!(
+                store.get(SMALL, &[key, 7]).unwrap(),
+                model.get(&[key, 7][..]).cloned(),
+                "seed {seed}, key {key}"
+            );
         }
     }
 

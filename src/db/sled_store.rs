@@ -137,7 +137,8 @@ impl SledStore {
 
         let meta = |key| db.get(schema::META.full_key(key)).map_err(|error| sled_error(dir, &error));
         let was_clean = restored.is_none() && meta(schema::CLEAN_KEY)?.is_none_or(|flag| &*flag == b"1");
-        let writer = Writer::start(SledBackend { db: db.clone(), packing: packing.clone(), barrier_file }).map_err(in_dir)?;
+        let writer =
+            Writer::start(SledBackend { db: db.clone(), packing: packing.clone(), barrier_file }).map_err(in_dir)?;
         writer.commit(schema::opening())?;
         let (batches, dumped) = (AtomicU64::new(1), AtomicU64::new(0));
         Ok(SledStore { writer, db, packing, dir: dir.to_path_buf(), was_clean, restored, batches, dumped, _lock: lock })
@@ -194,12 +195,7 @@ impl SledStore {
     }
 
     /// Shows the rows of a plain table, or those of a packed one that lie by themselves; whether `f` wants more.
-    fn for_each_row(
-        &self,
-        table: Table,
-        full_prefix: &[u8],
-        f: &mut Visit<'_>,
-    ) -> Result<ControlFlow<()>, StoreError> {
+    fn for_each_row(&self, table: Table, full_prefix: &[u8], f: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
         let table_bytes = table.name().len() + 1;
         for entry in self.db.scan_prefix(full_prefix) {
             let (key, value) = entry.map_err(|error| StoreError::Read(error.to_string()))?;

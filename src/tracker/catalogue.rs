@@ -6,12 +6,13 @@ pub mod seedless;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::seedless::Seedless;
 use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
+use super::keyed_hash::BuildKeyedHasher;
 use super::publishers::Publishers;
 use super::registry::{self, Entry, EntryError, JournalError, Loaded, MAX_PUBLISHERS, Stored, Summary};
 use super::scribe::{MAX_UNWRITTEN, Scribe};
@@ -117,6 +118,8 @@ pub struct FoundTorrent {
 }
 
 pub struct Catalogue {
+    /// Whoever changes the tables has his turn. What he changes is noted while others read: they do not wait for the disk.
+    turns: Mutex<()>,
     tables: RwLock<Tables>,
     segments: Arc<SegmentLog>,
     scribe: Scribe,
@@ -128,10 +131,20 @@ pub struct Catalogue {
 struct Tables {
     /// The withdrawn ones too, until they are dropped. Boxed: a table that grows holds its places twice, and half of them
     /// are empty.
-    entries: HashMap<InfoHash, Box<Entry>>,
+    entries: HashMap<InfoHash, Box<Entry>, BuildKeyedHasher>,
     publishers: Publishers,
     /// Those that can be found.
     index: Index,
+}
+
+/// A publication about to be entered.
+struct Change {
+    entry: Entry,
+    /// It was published before.
+    live: bool,
+    words: Option<Prepared>,
+    joins: Option<Publisher>,
+    batch: Batch,
 }
 
 impl Tables {
@@ -145,6 +158,39 @@ impl Tables {
 
     fn publishes(&self, entry: &Entry, publisher: &Publisher) -> bool {
         self.publishers.number(publisher).is_some_and(|number| entry.publishers.contains(&number))
+    }
+
+    /// What a publication changes. `None` when it was withdrawn at this very moment.
+    fn change(
+        &self,
+        key: &InfoHash,
+        prepared: Option<(Entry, Prepared)>,
+        signed: Option<Signed>,
+        unix_seconds: u64,
+    ) -> Option<Change> {
+        let live = self.is_live(key);
+        let (mut entry, words) = match (self.entries.get(key), prepared) {
+            // Two at once may have published it: the other one has entered it.
+            (Some(entry), _) if live => ((**entry).clone(), None),
+            (Some(entry), Some((_, words))) => ((**entry).clone(), Some(words)),
+            (None, Some((new, words))) => (new, Some(words)),
+            (_, None) => return None,
+        };
+        let mut batch = Batch::new();
+        if !live {
+            seedless::forget(key, &entry, &mut batch);
+            entry.seedless = Seedless::since(unix_seconds);
+            entry.withdrawn_at = None;
+            entry.added = unix_seconds;
+            entry.put(key, &mut batch);
+        }
+        let joins = signed.map(|signed| signed.publisher);
+        let joins =
+            joins.filter(|publisher| entry.publishers.len() < MAX_PUBLISHERS && !self.publishes(&entry, publisher));
+        if let Some(publisher) = joins {
+            registry::put_publisher(key, &publisher, unix_seconds, &mut batch);
+        }
+        Some(Change { entry, live, words, joins, batch })
     }
 
     /// Forgets the torrent and who published it.
@@ -199,7 +245,14 @@ impl Catalogue {
             content?.map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
         let scribe = Scribe::start(store, segments.clone(), journal, content, caps.unwritten)
             .map_err(|source| OpenError::Io { path: state_dir.to_path_buf(), source })?;
-        Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf(), caps })
+        Ok(Catalogue {
+            turns: Mutex::new(()),
+            tables: RwLock::new(tables),
+            segments,
+            scribe,
+            state_dir: state_dir.to_path_buf(),
+            caps,
+        })
     }
 
     /// Torrents that can be found.
@@ -234,39 +287,17 @@ impl Catalogue {
         let key = metainfo.info_hash();
         self.admit(&key, signed)?;
         let prepared = self.prepare(metainfo, unix_seconds)?;
+        let _turn = self.turn();
+        let Change { mut entry, live, words, joins, batch } =
+            self.read().change(&key, prepared, signed, unix_seconds).ok_or(PublishError::Behind)?;
+        if !batch.is_empty() {
+            self.scribe.pending().keep(batch)?;
+        }
         let mut tables = self.write();
-        let mut pending = self.scribe.pending();
-        let tables = &mut *tables;
-        let live = tables.is_live(&key);
-        let (mut entry, words) = match (tables.entries.get(&key), prepared) {
-            // Two at once may have published it: the other one has entered it.
-            (Some(entry), _) if live => ((**entry).clone(), None),
-            (Some(entry), Some((_, words))) => ((**entry).clone(), Some(words)),
-            (None, Some((new, words))) => (new, Some(words)),
-            // Withdrawn at this very moment: the client asks again.
-            (_, None) => return Err(PublishError::Behind),
-        };
-        let mut change = Batch::new();
-        if !live {
-            seedless::forget(&key, &entry, &mut change);
-            entry.seedless = Seedless::since(unix_seconds);
-            entry.withdrawn_at = None;
-            entry.added = unix_seconds;
-            entry.put(&key, &mut change);
-        }
-        let joins = signed.map(|signed| signed.publisher).filter(|publisher| {
-            entry.publishers.len() < MAX_PUBLISHERS && !tables.publishes(&entry, publisher)
-        });
-        if let Some(publisher) = joins {
-            registry::put_publisher(&key, &publisher, unix_seconds, &mut change);
-        }
-        if !change.is_empty() {
-            pending.keep(change)?;
-        }
         entry.publishers.extend(joins.map(|publisher| tables.publishers.add(&publisher)));
-        if let Some(words) = words.filter(|_| !live) {
+        if let Some(words) = words {
             tables.index.insert(words);
-            pending.add_lines(&key, &registry::content_lines(metainfo));
+            self.scribe.pending().add_lines(&key, &registry::content_lines(metainfo));
         }
         tables.entries.insert(key, Box::new(entry));
         Ok(if live { Published::Known } else { Published::New })
@@ -327,28 +358,29 @@ impl Catalogue {
         if !self.scribe.has_room() {
             return Err(WithdrawError::Behind);
         }
+        let _turn = self.turn();
+        let (changed, number, batch) = {
+            let tables = self.read();
+            let mut entry = tables.live(key).ok_or(WithdrawError::Unknown)?.clone();
+            let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
+            let place = entry.publishers.iter().position(|known| *known == number);
+            entry.publishers.swap_remove(place.ok_or(WithdrawError::NotPublisher)?);
+            let mut batch = Batch::new();
+            registry::delete_publisher(key, publisher, &mut batch);
+            if entry.publishers.is_empty() {
+                entry.withdrawn_at = Some(unix_seconds);
+                entry.put(key, &mut batch);
+            }
+            (entry, number, batch)
+        };
+        self.scribe.pending().keep(batch).map_err(|_| WithdrawError::Behind)?;
         let mut tables = self.write();
-        let tables = &mut *tables;
-        let entry = tables.entries.get_mut(key).filter(|entry| entry.withdrawn_at.is_none());
-        let entry = entry.ok_or(WithdrawError::Unknown)?;
-        let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
-        let place = entry.publishers.iter().position(|known| *known == number).ok_or(WithdrawError::NotPublisher)?;
-        let mut pending = self.scribe.pending();
-        let mut changed = (**entry).clone();
-        let mut change = Batch::new();
-        changed.publishers.swap_remove(place);
-        registry::delete_publisher(key, publisher, &mut change);
-        if changed.publishers.is_empty() {
-            changed.withdrawn_at = Some(unix_seconds);
-            changed.put(key, &mut change);
-        }
-        pending.keep(change).map_err(|_| WithdrawError::Behind)?;
         tables.publishers.remove(number);
-        **entry = changed;
-        if entry.withdrawn_at.is_some() {
+        if changed.withdrawn_at.is_some() {
             tables.index.remove(key);
-            pending.remove_lines(*key);
+            self.scribe.pending().remove_lines(*key);
         }
+        tables.entries.insert(*key, Box::new(changed));
         Ok(())
     }
 
@@ -403,6 +435,7 @@ impl Catalogue {
         if keys.is_empty() {
             return;
         }
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
         let mut change = Batch::new();
@@ -422,6 +455,10 @@ impl Catalogue {
     /// Writes everything. Blocking.
     pub fn stop(&self) {
         self.scribe.stop();
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -483,7 +520,7 @@ pub fn disk_is_full(state_dir: &Path, reserve_bytes: u64) -> bool {
 /// The content file as the registry demands it.
 fn content_file(
     state_dir: &Path,
-    entries: &HashMap<InfoHash, Box<Entry>>,
+    entries: &HashMap<InfoHash, Box<Entry>, BuildKeyedHasher>,
     segments: &SegmentLog,
 ) -> std::io::Result<ContentFile> {
     let found = entries.iter().filter(|(_, entry)| entry.is_found());

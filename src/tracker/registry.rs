@@ -27,7 +27,10 @@ use crate::wire::name::split_extension;
 pub fn open_journal(state_dir: &Path, store: &dyn Store) -> Result<Journal, JournalError> {
     let (mut journal, noted) = Journal::open(state_dir)?;
     if !noted.is_empty() {
-        tracing::info!(changes = noted.len(), "the tracker was killed: what was published last is taken from its journal");
+        tracing::info!(
+            changes = noted.len(),
+            "the tracker was killed: what was published last is taken from its journal"
+        );
         store.commit(noted)?;
     }
     journal.clear()?;
@@ -269,10 +272,7 @@ impl Stored {
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn for_each_publisher(
-    store: &dyn Store,
-    mut each: impl FnMut(&InfoHash, &Publisher),
-) -> Result<(), StoreError> {
+pub fn for_each_publisher(store: &dyn Store, mut each: impl FnMut(&InfoHash, &Publisher)) -> Result<(), StoreError> {
     store.for_each(PUBLISHERS, &[], &mut |key, value| {
         let (torrent, publisher) = key.split_at_checked(InfoHash::LEN).unwrap_or_default();
         if let (Some(torrent), Ok(publisher), Ok(_)) =

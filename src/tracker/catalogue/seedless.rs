@@ -133,6 +133,7 @@ impl Catalogue {
         }
         let seeded = counts.iter().filter(|(_, seeders)| *seeders > 0);
         let returned: Vec<(Prepared, String)> = seeded.filter_map(|(key, _)| self.prepare_hidden(key)).collect();
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
         let Tables { entries, index, .. } = &mut *tables;
@@ -179,6 +180,7 @@ impl Catalogue {
         if due.is_empty() || !self.scribe.has_room() {
             return;
         }
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
         let mut change = Batch::new();

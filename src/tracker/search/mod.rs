@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 
+use super::keyed_hash::BuildKeyedHasher;
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
 use best::Best;
@@ -101,7 +102,7 @@ pub struct Index {
     torrents: Vec<Torrent>,
     /// Of each what decides its place among the hits, apart: common words have hundreds of thousands.
     standings: Vec<Standing>,
-    numbers: HashMap<InfoHash, u32>,
+    numbers: HashMap<InfoHash, u32, BuildKeyedHasher>,
     live: Set,
     dictionary: BTreeMap<Box<str>, Postings>,
     /// Letters beyond ASCII that occur: what a typo may have replaced.
