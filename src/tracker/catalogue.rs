@@ -544,7 +544,7 @@ fn content_file(
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::db::MemStore;
+    use crate::db::{MemStore, Submitted, Table, Visit};
     use crate::wire::id::PieceCheck;
     use crate::wire::metainfo::{InfoSpec, SpecFiles, build};
     use crate::wire::name::{FileName, RelPath};
@@ -673,6 +673,72 @@ pub(super) mod tests {
         catalogue.withdraw(&single.info_hash(), &[1; 32], 9).unwrap();
         assert_eq!(catalogue.publish(&gone, by(1), 10).unwrap(), Published::New);
         assert_eq!(found(&catalogue, "gone"), ["gone.txt"]);
+    }
+
+    /// A store that takes nothing while its gate is held.
+    #[derive(Default)]
+    struct Held {
+        store: MemStore,
+        gate: Mutex<()>,
+    }
+
+    impl Store for Held {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.get(table, key)
+        }
+        fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError> {
+            self.store.for_each(table, prefix, f)
+        }
+        fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+            let _gate = self.gate.lock().unwrap();
+            self.store.commit(batch)
+        }
+        fn submit(&self, batch: Batch) -> Submitted {
+            self.store.submit(batch)
+        }
+    }
+
+    /// The files as a kill leaves them at this moment.
+    fn left_by_a_kill(state_dir: &Path) -> tempfile::TempDir {
+        let left = tempfile::tempdir().unwrap();
+        std::fs::create_dir(left.path().join(SEGMENTS_DIR)).unwrap();
+        for folder in ["", SEGMENTS_DIR] {
+            for file in std::fs::read_dir(state_dir.join(folder)).unwrap().map(Result::unwrap) {
+                if file.file_type().unwrap().is_file() {
+                    std::fs::copy(file.path(), left.path().join(folder).join(file.file_name())).unwrap();
+                }
+            }
+        }
+        left
+    }
+
+    #[test]
+    fn what_was_answered_outlives_a_kill_before_the_store_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Held::default());
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
+        let (kept, gone) = (torrent("kept.txt", &[]), torrent("gone.txt", &[]));
+        let left = {
+            let _gate = store.gate.lock().unwrap();
+            catalogue.publish(&kept, by(1), 1).unwrap();
+            catalogue.publish(&kept, by(2), 2).unwrap();
+            catalogue.publish(&gone, by(1), 3).unwrap();
+            catalogue.withdraw(&gone.info_hash(), &[1; 32], 4).unwrap();
+            left_by_a_kill(dir.path())
+        };
+        for _ in 0..2 {
+            // The second time as if the start had been killed too, before the store had it.
+            let again = left_by_a_kill(left.path());
+            let catalogue = Catalogue::open(again.path(), Arc::new(MemStore::new()), Caps::default(), 5).unwrap();
+            assert_eq!(found(&catalogue, "txt"), ["kept.txt"]);
+            assert!(catalogue.is_publisher(&kept.info_hash(), &[2; 32]));
+            assert!(catalogue.torrent(&gone.info_hash()).unwrap().is_some(), "for those in the middle of it");
+            assert_eq!(content(&catalogue), registry::content_lines(&kept));
+        }
+        catalogue.stop();
+        let empty = left_by_a_kill(dir.path());
+        let catalogue = Catalogue::open(empty.path(), Arc::new(MemStore::new()), Caps::default(), 5).unwrap();
+        assert!(catalogue.is_empty(), "what the store has is not noted any more");
     }
 
     #[test]
