@@ -18,5 +18,6 @@ mod swarm;
 mod tidy;
 mod tracker;
 mod tracker_clients;
+mod tracker_hostile;
 mod units;
 mod watch;

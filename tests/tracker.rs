@@ -10,6 +10,10 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::setsockopt;
 use nix::sys::socket::sockopt::RcvBuf;
 
+use peerd::wire::id::PieceCheck;
+use peerd::wire::metainfo::{InfoSpec, SpecFiles, build};
+use peerd::wire::name::FileName;
+
 use crate::support::content::MIB;
 use crate::support::process::Process;
 use crate::support::{TRACKERD, gate, secs, wait_until};
@@ -26,7 +30,7 @@ fn free_address() -> SocketAddr {
 }
 
 /// A trackerd on a free port of the loopback.
-fn start(folder: &std::path::Path) -> (Process, SocketAddr) {
+pub fn start(folder: &std::path::Path) -> (Process, SocketAddr) {
     let address = free_address();
     (start_at(folder, address), address)
 }
@@ -39,7 +43,7 @@ fn start_at(folder: &std::path::Path, address: SocketAddr) -> Process {
     process
 }
 
-fn udp(address: SocketAddr) -> UdpSocket {
+pub fn udp(address: SocketAddr) -> UdpSocket {
     let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
     socket.connect(address).expect("connect a socket");
     socket.set_read_timeout(Some(Duration::from_millis(200))).expect("set a timeout");
@@ -49,7 +53,7 @@ fn udp(address: SocketAddr) -> UdpSocket {
 }
 
 /// BEP 15, connect: the magic, action 0, a transaction id; answered with action 0, the id, and a connection id.
-fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
+pub fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
     let mut request = 0x0417_2710_1980_u64.to_be_bytes().to_vec();
     request.extend([0, 0, 0, 0, 1, 2, 3, 4]);
     let mut reply = [0; 64];
@@ -64,7 +68,7 @@ fn udp_connect(socket: &UdpSocket) -> [u8; 8] {
 }
 
 /// BEP 15, announce: 98 bytes.
-fn udp_announce(connection: [u8; 8], number: u32) -> [u8; 98] {
+pub fn udp_announce(connection: [u8; 8], number: u32) -> [u8; 98] {
     let mut packet = [0; 98];
     packet[..8].copy_from_slice(&connection);
     packet[11] = 1;
@@ -114,8 +118,13 @@ fn flood(address: SocketAddr, stop: &AtomicBool) -> (u32, u64) {
 }
 
 /// One request on an open connection; the answer's status line, with its body read.
-fn request(stream: &mut BufReader<TcpStream>, path: &str) -> String {
+pub fn request(stream: &mut BufReader<TcpStream>, path: &str) -> String {
     stream.get_mut().write_all(format!("GET {path} HTTP/1.1\r\nHost: tracker\r\n\r\n").as_bytes()).expect("send");
+    answer(stream).0
+}
+
+/// Status line and body of the answer.
+fn answer(stream: &mut BufReader<TcpStream>) -> (String, Vec<u8>) {
     let mut line = || {
         let mut line = String::new();
         stream.read_line(&mut line).expect("an answer");
@@ -134,7 +143,7 @@ fn request(stream: &mut BufReader<TcpStream>, path: &str) -> String {
     }
     let mut body = vec![0; length];
     stream.read_exact(&mut body).expect("a body");
-    status
+    (status, body)
 }
 
 #[test]
@@ -180,7 +189,7 @@ fn a_thousand_http_connections_and_ten_thousand_udp_announces_a_second() {
 }
 
 /// The value of a line of `/metrics`.
-fn metric(address: SocketAddr, name: &str) -> u64 {
+pub fn metric(address: SocketAddr, name: &str) -> u64 {
     let mut stream = BufReader::new(TcpStream::connect(address).expect("a connection"));
     stream.get_ref().set_read_timeout(Some(secs(10))).expect("set a timeout");
     stream.get_mut().write_all(b"GET /metrics HTTP/1.1\r\nHost: tracker\r\nConnection: close\r\n\r\n").expect("send");
@@ -188,6 +197,47 @@ fn metric(address: SocketAddr, name: &str) -> u64 {
     stream.read_to_string(&mut text).expect("an answer");
     let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')).expect("the metric");
     line.trim().parse().expect("a number")
+}
+
+/// The `.torrent` of a file of one piece.
+fn torrent(name: &str) -> Vec<u8> {
+    let name = FileName::new(name.as_bytes()).expect("a name");
+    let pieces = vec![PieceCheck::Sha1([7; 20])];
+    let spec = InfoSpec { name, files: SpecFiles::Single(10), piece_bytes: 65_536, pieces, private: true };
+    build(&spec, None, None).expect("a .torrent")
+}
+
+/// Publishes on an open connection; the answer's status line.
+fn publish(stream: &mut BufReader<TcpStream>, torrent: &[u8]) -> String {
+    let head = format!("POST /torrents HTTP/1.1\r\nHost: tracker\r\nContent-Length: {}\r\n\r\n", torrent.len());
+    stream.get_mut().write_all(&[head.as_bytes(), torrent].concat()).expect("send");
+    answer(stream).0
+}
+
+#[test]
+fn what_was_answered_before_kill_9_is_there_after_it() {
+    const TORRENTS: usize = 60;
+    let _turn = gate::heavy();
+    let folder = crate::support::folder();
+    let (mut process, address) = start(folder.path());
+    for round in 0..3 {
+        let mut stream = BufReader::new(TcpStream::connect(address).expect("a connection"));
+        stream.get_ref().set_read_timeout(Some(secs(10))).expect("set a timeout");
+        for n in 0..TORRENTS {
+            let status = publish(&mut stream, &torrent(&format!("round{round} number{n}.txt")));
+            assert_eq!(status, "HTTP/1.1 201 Created");
+        }
+        // At this very moment: nothing was given the time to be written.
+        process.kill9();
+        process = start_at(folder.path(), address);
+        let mut stream = BufReader::new(TcpStream::connect(address).expect("a connection"));
+        stream.get_mut().write_all(b"GET /search?q=txt HTTP/1.1\r\nHost: tracker\r\n\r\n").expect("send");
+        let total = format!("\"total\":{}", (round + 1) * TORRENTS);
+        let (_, found) = answer(&mut stream);
+        assert!(String::from_utf8_lossy(&found).contains(&total), "{total} after round {round}");
+        stream.get_mut().write_all(b"GET /search_content.txt HTTP/1.1\r\nHost: tracker\r\n\r\n").expect("send");
+        assert_eq!(answer(&mut stream).1.split(|byte| *byte == b'\n').count() - 1, (round + 1) * TORRENTS);
+    }
 }
 
 /// An announce of the peer that listens on `port`, answered; how many seeders and leechers there are, and who was named.

@@ -5,6 +5,8 @@
 //! - `writer` is the one thread that writes: whatever waits is applied together and shares one barrier.
 //! - [`record`] frames a value with version, length and CRC32C; [`chunks`] cuts what is longer than a value may be.
 //! - [`schema`] refuses a database of another version and knows whether the last stop was clean.
+//! - `packed` lays the records of tables that have a million of them into few rows.
+//! - [`journal`] keeps what was promised until the store has it, for a process that is killed.
 //! - `dump` is a copy of all rows, from which a damaged database is made anew.
 //! - [`dirs`] makes folders whose names last.
 //! - [`segments`] is the append-only log that holds `.torrent` bytes beside the database.
@@ -14,7 +16,9 @@
 pub mod chunks;
 pub mod dirs;
 mod dump;
+pub mod journal;
 mod mem;
+mod packed;
 pub mod record;
 pub mod schema;
 pub mod segments;
@@ -41,34 +45,55 @@ pub const MAX_KEY_BYTES: usize = 512;
 /// took gigabytes, of 100 some 74 MiB.
 pub const ATOMIC_KEYS: usize = 100;
 
-/// A named set of keys. Names are short, constant and free of NUL.
+/// A named set of keys. Names are short, constant and free of control characters.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub struct Table(&'static str);
+pub struct Table {
+    name: &'static str,
+    /// What stands between the name and a key.
+    mark: u8,
+}
 
 impl Table {
     /// # Panics
-    /// At compile time for a constant: when the name is empty, longer than 32 bytes or holds a NUL.
+    /// At compile time for a constant: when the name is empty, longer than 32 bytes or holds a control character.
     pub const fn new(name: &'static str) -> Table {
+        Table::marked(name, packed::PLAIN)
+    }
+
+    /// For a million small records and more: many of them share a row on disk, and they are walked through in no order.
+    ///
+    /// # Panics
+    /// As [`Table::new`].
+    pub const fn packed(name: &'static str) -> Table {
+        Table::marked(name, packed::PACKED)
+    }
+
+    const fn marked(name: &'static str, mark: u8) -> Table {
         assert!(!name.is_empty() && name.len() <= 32, "a table's name has 1 to 32 bytes");
         let mut at = 0;
         while at < name.len() {
-            assert!(name.as_bytes()[at] != 0, "a table's name has no NUL");
+            assert!(!name.as_bytes()[at].is_ascii_control(), "a table's name has no control characters");
             at += 1;
         }
-        Table(name)
+        Table { name, mark }
     }
 
     pub const fn name(self) -> &'static str {
-        self.0
+        self.name
     }
 
-    /// The key as all tables' common key space has it: name, NUL, key.
+    /// The key as all tables' common key space has it: name, mark, key.
     fn full_key(self, key: &[u8]) -> Vec<u8> {
-        let mut full = Vec::with_capacity(self.0.len() + 1 + key.len());
-        full.extend_from_slice(self.0.as_bytes());
-        full.push(0);
+        let mut full = Vec::with_capacity(self.name.len() + 1 + key.len());
+        full.extend_from_slice(self.name.as_bytes());
+        full.push(self.mark);
         full.extend_from_slice(key);
         full
+    }
+
+    /// Where what is too long to be packed lies, in the common key space; none for a plain table.
+    fn by_itself(self, key: &[u8]) -> Option<Vec<u8>> {
+        (self.mark == packed::PACKED).then(|| packed::alone_key(self.name.as_bytes(), key))
     }
 }
 
@@ -114,6 +139,12 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.ops.is_empty()
+    }
+
+    /// Adds the other batch's operations behind its own.
+    pub fn append(&mut self, other: Batch) {
+        self.ops.extend(other.ops);
+        self.too_large = self.too_large.or(other.too_large);
     }
 
     fn into_ops(self) -> Result<Vec<Op>, StoreError> {
@@ -174,7 +205,8 @@ pub trait Store: Send + Sync + 'static {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Calls `f` with each key (without its table) that begins with `prefix`, and its value, in the order of the keys'
-    /// bytes, until `f` breaks off.
+    /// bytes, until `f` breaks off. A packed table is walked through whole and in no order, and what is written to it
+    /// meanwhile may be passed over.
     ///
     /// # Errors
     /// When the disk fails.

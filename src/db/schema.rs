@@ -9,7 +9,7 @@ use std::path::Path;
 use super::{Batch, StoreError, Table};
 
 /// Of everything stored by this program. A change of any table's shape raises it.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 pub(super) const META: Table = Table::new("meta");
 pub(super) const SCHEMA_KEY: &[u8] = b"schema_version";

@@ -18,16 +18,18 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
-use std::ops::Deref;
+use std::ops::{ControlFlow, Deref};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::fcntl::{Flock, FlockArg};
 
 use super::dirs::make_dirs;
 use super::dump::{self, Dump};
+use super::packed::{self, Packing, Place};
 use super::schema;
 use super::writer::{Backend, Writer};
 use super::{Batch, Op, Store, StoreError, Submitted, Table, Visit};
@@ -59,6 +61,7 @@ pub struct SledStore {
     // Dropped in this order: the threads that write, the database, the lock.
     writer: Writer,
     db: Handle,
+    packing: Arc<RwLock<Packing>>,
     dir: PathBuf,
     was_clean: bool,
     restored: Option<Restored>,
@@ -127,16 +130,18 @@ impl SledStore {
         remove_half_made_snapshots(dir).map_err(in_dir)?;
         remove_torn_conf(dir).map_err(in_dir)?;
         sync_if_there(&dir.join(LOG_FILE)).map_err(in_dir)?;
-        let (db, restored) = open_or_restore(dir)?;
+        let (db, packing, restored) = open_or_restore(dir)?;
+        let packing = Arc::new(RwLock::new(packing));
         let barrier_file = File::open(dir.join(LOG_FILE)).map_err(in_dir)?;
         sync_dirs(dir).map_err(in_dir)?;
 
         let meta = |key| db.get(schema::META.full_key(key)).map_err(|error| sled_error(dir, &error));
         let was_clean = restored.is_none() && meta(schema::CLEAN_KEY)?.is_none_or(|flag| &*flag == b"1");
-        let writer = Writer::start(SledBackend { db: db.clone(), barrier_file }).map_err(in_dir)?;
+        let writer =
+            Writer::start(SledBackend { db: db.clone(), packing: packing.clone(), barrier_file }).map_err(in_dir)?;
         writer.commit(schema::opening())?;
         let (batches, dumped) = (AtomicU64::new(1), AtomicU64::new(0));
-        Ok(SledStore { writer, db, dir: dir.to_path_buf(), was_clean, restored, batches, dumped, _lock: lock })
+        Ok(SledStore { writer, db, packing, dir: dir.to_path_buf(), was_clean, restored, batches, dumped, _lock: lock })
     }
 
     /// What was done if the database could not be used as it was found.
@@ -184,23 +189,59 @@ impl SledStore {
     pub fn close(&self) -> Result<(), StoreError> {
         self.writer.close(schema::closing())
     }
+
+    fn packing(&self) -> RwLockReadGuard<'_, Packing> {
+        self.packing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Shows the rows of a plain table, or those of a packed one that lie by themselves; whether `f` wants more.
+    fn for_each_row(&self, table: Table, full_prefix: &[u8], f: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
+        let table_bytes = table.name().len() + 1;
+        for entry in self.db.scan_prefix(full_prefix) {
+            let (key, value) = entry.map_err(|error| StoreError::Read(error.to_string()))?;
+            if f(&key[table_bytes..], &value).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Shows the records of a packed table that lie in rows together; whether `f` wants more.
+    fn for_each_packed(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<ControlFlow<()>, StoreError> {
+        for entry in self.db.scan_prefix(table.full_key(&[])) {
+            let (row_key, row) = entry.map_err(|error| StoreError::Read(error.to_string()))?;
+            // Shown without the lock: `f` may use the store.
+            let records = self.packing().holding(&row_key, &row);
+            for (key, value) in records.into_iter().filter(|(key, _)| key.starts_with(prefix)) {
+                if f(key, value).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
 }
 
 impl Store for SledStore {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.db.get(table.full_key(key)).map_err(|error| StoreError::Read(error.to_string()))?;
-        Ok(found.map(|value| value.to_vec()))
+        // Held while the row is read: a writer might move the record.
+        let packing = self.packing();
+        let read = |key: &[u8]| self.db.get(key).map_err(|error| StoreError::Read(error.to_string()));
+        Ok(match packing.place(&table.full_key(key)) {
+            Place::Nowhere => None,
+            Place::Alone(key) => read(&key)?.map(|value| value.to_vec()),
+            Place::Row(row) => read(&row)?.and_then(|row| packed::find(&row, key).map(<[u8]>::to_vec)),
+        })
     }
 
     fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError> {
-        let table_bytes = table.name().len() + 1;
-        for entry in self.db.scan_prefix(table.full_key(prefix)) {
-            let (key, value) = entry.map_err(|error| StoreError::Read(error.to_string()))?;
-            if f(&key[table_bytes..], &value).is_break() {
-                break;
-            }
+        let Some(by_itself) = table.by_itself(prefix) else {
+            return self.for_each_row(table, &table.full_key(prefix), f).map(drop);
+        };
+        match self.for_each_packed(table, prefix, f)? {
+            ControlFlow::Continue(()) => self.for_each_row(table, &by_itself, f).map(drop),
+            ControlFlow::Break(()) => Ok(()),
         }
-        Ok(())
     }
 
     fn commit(&self, batch: Batch) -> Result<(), StoreError> {
@@ -216,12 +257,17 @@ impl Store for SledStore {
 
 struct SledBackend {
     db: Handle,
+    packing: Arc<RwLock<Packing>>,
     /// Read-only, on sled's own file: a sync is the file's, whichever descriptor asks.
     barrier_file: File,
 }
 
 impl Backend for SledBackend {
     fn apply(&self, ops: Vec<Op>) -> Result<(), StoreError> {
+        // Until sled has the batch nobody looks for a record where it will lie.
+        let mut packing = self.packing.write().unwrap_or_else(PoisonError::into_inner);
+        let read = |key: &[u8]| self.db.get(key).map(|row| row.map(|row| row.to_vec()));
+        let ops = packing.pack(ops, |key| read(key).map_err(|error| StoreError::Failed(error.to_string())))?;
         let mut batch = sled::Batch::default();
         for (key, value) in ops {
             match value {
@@ -321,9 +367,9 @@ fn sync_if_there(path: &Path) -> io::Result<()> {
 }
 
 /// The database, or what its dump makes of it.
-fn open_or_restore(dir: &Path) -> Result<(Handle, Option<Restored>), StoreError> {
+fn open_or_restore(dir: &Path) -> Result<(Handle, Packing, Option<Restored>), StoreError> {
     let detail = match open_sound(dir) {
-        Ok(db) => return Ok((db, None)),
+        Ok((db, packing)) => return Ok((db, packing, None)),
         Err(StoreError::Corrupt { detail, .. }) => detail,
         Err(other) => return Err(other),
     };
@@ -333,24 +379,33 @@ fn open_or_restore(dir: &Path) -> Result<(Handle, Option<Restored>), StoreError>
     let rows = restore(dir, &db)?;
     let restored = Restored { why: detail, aside, rows };
     tracing::error!("{restored}");
-    Ok((db, Some(restored)))
+    let packing = read_all(dir, &db)?;
+    Ok((db, packing, Some(restored)))
 }
 
 /// Opens the database and reads all of it: sled meets damage where it lies, and with an error or a panic.
-fn open_sound(dir: &Path) -> Result<Handle, StoreError> {
+fn open_sound(dir: &Path) -> Result<(Handle, Packing), StoreError> {
     let corrupt = |detail: &str| StoreError::Corrupt { dir: dir.to_path_buf(), detail: detail.to_owned() };
-    let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(u64, Handle), StoreError> {
+    let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(u64, Handle, Packing), StoreError> {
         let db = open_sled(dir)?;
         let version = db.get(schema::META.full_key(schema::SCHEMA_KEY)).map_err(|error| sled_error(dir, &error))?;
         schema::check_version(dir, version.as_deref())?;
-        for row in db.iter() {
-            row.map_err(|error| sled_error(dir, &error))?;
-        }
-        Ok((generation_of(dir, &db)?, db))
+        let packing = read_all(dir, &db)?;
+        Ok((generation_of(dir, &db)?, db, packing))
     }));
-    let (generation, db) = opened.unwrap_or_else(|_| Err(corrupt("it could not be read to its end")))?;
+    let (generation, db, packing) = opened.unwrap_or_else(|_| Err(corrupt("it could not be read to its end")))?;
     let of_dump = Dump::open(&dir.join(DUMP_FILE)).ok().flatten().map_or(0, |dump| dump.generation);
-    if of_dump > generation { Err(corrupt("what was written to it last is gone")) } else { Ok(db) }
+    if of_dump > generation { Err(corrupt("what was written to it last is gone")) } else { Ok((db, packing)) }
+}
+
+/// Reads every row; what the packed tables hold.
+fn read_all(dir: &Path, db: &sled::Db) -> Result<Packing, StoreError> {
+    let mut packing = Packing::default();
+    for row in db.iter() {
+        let (key, value) = row.map_err(|error| sled_error(dir, &error))?;
+        packing.learn(&key, &value);
+    }
+    Ok(packing)
 }
 
 fn generation_of(dir: &Path, db: &sled::Db) -> Result<u64, StoreError> {

@@ -35,11 +35,22 @@ pub enum Freshness {
     Replayed,
 }
 
+/// What one signature is for: publisher, torrent, whether it withdraws, and when it was made.
+type SignedFor = (Publisher, InfoHash, bool, u64);
+
+/// A request whose signature is right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Checked {
+    pub publisher: Publisher,
+    pub freshness: Freshness,
+    signed: SignedFor,
+}
+
 /// Checks signatures; remembers those that still could be sent again.
 #[derive(Default)]
 pub struct Gatekeeper {
-    /// By publisher, torrent, method and time; the value is the time.
-    seen: Mutex<HashMap<(Publisher, InfoHash, bool, u64), u64>>,
+    /// The value is the time.
+    seen: Mutex<HashMap<SignedFor, u64>>,
 }
 
 impl Gatekeeper {
@@ -55,7 +66,7 @@ impl Gatekeeper {
         key: &InfoHash,
         withdraws: bool,
         unix_seconds: u64,
-    ) -> Result<(Publisher, Freshness), AuthError> {
+    ) -> Result<Checked, AuthError> {
         let given: Authorization = header.parse().map_err(|_| AuthError::Malformed)?;
         let method = if withdraws { "DELETE" } else { "POST" };
         let text = signing_text(method, host, key, given.unix_seconds);
@@ -64,10 +75,18 @@ impl Gatekeeper {
         if given.unix_seconds.abs_diff(unix_seconds) > MAX_CLOCK_OFF_S {
             return Err(AuthError::Clock);
         }
-        Ok((given.key, self.remember((given.key, *key, withdraws, given.unix_seconds), unix_seconds)))
+        let signed = (given.key, *key, withdraws, given.unix_seconds);
+        Ok(Checked { publisher: given.key, freshness: self.remember(signed, unix_seconds), signed })
     }
 
-    fn remember(&self, signed: (Publisher, InfoHash, bool, u64), unix_seconds: u64) -> Freshness {
+    /// The request was refused and has done nothing: its signature is good once more. One that was used before stays used.
+    pub fn refused(&self, checked: &Checked) {
+        if checked.freshness == Freshness::New {
+            self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(&checked.signed);
+        }
+    }
+
+    fn remember(&self, signed: SignedFor, unix_seconds: u64) -> Freshness {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if seen.len() >= MAX_REMEMBERED {
             seen.retain(|_, at| at.abs_diff(unix_seconds) <= MAX_CLOCK_OFF_S);
@@ -102,14 +121,30 @@ mod tests {
         let (gate, signer, key) = (Gatekeeper::default(), SigningKey::from_bytes(&[3; 32]), InfoHash::new([1; 20]));
         let publisher = signer.verifying_key().to_bytes();
         let good = header(&signer, "POST", "t:6969", &key, NOW);
-        assert_eq!(gate.check(&good, "t:6969", &key, false, NOW), Ok((publisher, Freshness::New)));
-        assert_eq!(gate.check(&good, "t:6969", &key, false, NOW + 5), Ok((publisher, Freshness::Replayed)));
-        assert_eq!(gate.check(&good, "other:6969", &key, false, NOW), Err(AuthError::Signature));
-        assert_eq!(gate.check(&good, "t:6969", &InfoHash::new([2; 20]), false, NOW), Err(AuthError::Signature));
-        assert_eq!(gate.check(&good, "t:6969", &key, true, NOW), Err(AuthError::Signature));
+        let check = |header: &str, host: &str, key: &InfoHash, withdraws, now| {
+            gate.check(header, host, key, withdraws, now).map(|checked| (checked.publisher, checked.freshness))
+        };
+        assert_eq!(check(&good, "t:6969", &key, false, NOW), Ok((publisher, Freshness::New)));
+        assert_eq!(check(&good, "t:6969", &key, false, NOW + 5), Ok((publisher, Freshness::Replayed)));
+        assert_eq!(check(&good, "other:6969", &key, false, NOW), Err(AuthError::Signature));
+        assert_eq!(check(&good, "t:6969", &InfoHash::new([2; 20]), false, NOW), Err(AuthError::Signature));
+        assert_eq!(check(&good, "t:6969", &key, true, NOW), Err(AuthError::Signature));
         let withdrawal = header(&signer, "DELETE", "t:6969", &key, NOW);
-        assert_eq!(gate.check(&withdrawal, "t:6969", &key, true, NOW), Ok((publisher, Freshness::New)));
-        assert_eq!(gate.check("Bearer x", "t:6969", &key, false, NOW), Err(AuthError::Malformed));
+        assert_eq!(check(&withdrawal, "t:6969", &key, true, NOW), Ok((publisher, Freshness::New)));
+        assert_eq!(check("Bearer x", "t:6969", &key, false, NOW), Err(AuthError::Malformed));
+    }
+
+    #[test]
+    fn what_was_refused_may_be_sent_again_and_what_was_done_may_not() {
+        let (gate, signer, key) = (Gatekeeper::default(), SigningKey::from_bytes(&[3; 32]), InfoHash::new([1; 20]));
+        let header = header(&signer, "POST", "t", &key, NOW);
+        let check = || gate.check(&header, "t", &key, false, NOW).unwrap();
+        gate.refused(&check());
+        assert_eq!(check().freshness, Freshness::New);
+        let replayed = check();
+        assert_eq!(replayed.freshness, Freshness::Replayed);
+        gate.refused(&replayed);
+        assert_eq!(check().freshness, Freshness::Replayed, "the first one was done");
     }
 
     #[test]

@@ -6,14 +6,15 @@ pub mod seedless;
 use std::collections::HashMap;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use self::seedless::Seedless;
 use super::SEGMENTS_DIR;
 use super::auth::{Freshness, Publisher};
 use super::content_file::{self, ContentFile};
+use super::keyed_hash::BuildKeyedHasher;
 use super::publishers::Publishers;
-use super::registry::{self, Entry, EntryError, Loaded, MAX_PUBLISHERS, Stored, Summary};
+use super::registry::{self, Entry, EntryError, JournalError, Loaded, MAX_PUBLISHERS, Stored, Summary};
 use super::scribe::{MAX_UNWRITTEN, Scribe};
 use super::search::{Builder, Index, Part, Prepared, TooManyWords};
 use crate::db::segments::{SegmentError, SegmentLog};
@@ -63,6 +64,8 @@ pub enum OpenError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Segments(#[from] SegmentError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("{}: {source}", path.display())]
     Io { path: PathBuf, source: std::io::Error },
 }
@@ -90,6 +93,8 @@ pub enum PublishError {
     DiskFull,
     #[error("the tracker's disk: {0}")]
     Disk(#[from] SegmentError),
+    #[error("the tracker's disk does not take the publication: {0}")]
+    Journal(#[from] std::io::Error),
 }
 
 /// Why nothing was withdrawn.
@@ -113,6 +118,8 @@ pub struct FoundTorrent {
 }
 
 pub struct Catalogue {
+    /// Whoever changes the tables has his turn. What he changes is noted while others read: they do not wait for the disk.
+    turns: Mutex<()>,
     tables: RwLock<Tables>,
     segments: Arc<SegmentLog>,
     scribe: Scribe,
@@ -124,10 +131,20 @@ pub struct Catalogue {
 struct Tables {
     /// The withdrawn ones too, until they are dropped. Boxed: a table that grows holds its places twice, and half of them
     /// are empty.
-    entries: HashMap<InfoHash, Box<Entry>>,
+    entries: HashMap<InfoHash, Box<Entry>, BuildKeyedHasher>,
     publishers: Publishers,
     /// Those that can be found.
     index: Index,
+}
+
+/// A publication about to be entered.
+struct Change {
+    entry: Entry,
+    /// It was published before.
+    live: bool,
+    words: Option<Prepared>,
+    joins: Option<Publisher>,
+    batch: Batch,
 }
 
 impl Tables {
@@ -141,6 +158,39 @@ impl Tables {
 
     fn publishes(&self, entry: &Entry, publisher: &Publisher) -> bool {
         self.publishers.number(publisher).is_some_and(|number| entry.publishers.contains(&number))
+    }
+
+    /// What a publication changes. `None` when it was withdrawn at this very moment.
+    fn change(
+        &self,
+        key: &InfoHash,
+        prepared: Option<(Entry, Prepared)>,
+        signed: Option<Signed>,
+        unix_seconds: u64,
+    ) -> Option<Change> {
+        let live = self.is_live(key);
+        let (mut entry, words) = match (self.entries.get(key), prepared) {
+            // Two at once may have published it: the other one has entered it.
+            (Some(entry), _) if live => ((**entry).clone(), None),
+            (Some(entry), Some((_, words))) => ((**entry).clone(), Some(words)),
+            (None, Some((new, words))) => (new, Some(words)),
+            (_, None) => return None,
+        };
+        let mut batch = Batch::new();
+        if !live {
+            seedless::forget(key, &entry, &mut batch);
+            entry.seedless = Seedless::since(unix_seconds);
+            entry.withdrawn_at = None;
+            entry.added = unix_seconds;
+            entry.put(key, &mut batch);
+        }
+        let joins = signed.map(|signed| signed.publisher);
+        let joins =
+            joins.filter(|publisher| entry.publishers.len() < MAX_PUBLISHERS && !self.publishes(&entry, publisher));
+        if let Some(publisher) = joins {
+            registry::put_publisher(key, &publisher, unix_seconds, &mut batch);
+        }
+        Some(Change { entry, live, words, joins, batch })
     }
 
     /// Forgets the torrent and who published it.
@@ -166,6 +216,7 @@ impl Catalogue {
         unix_seconds: u64,
     ) -> Result<Catalogue, OpenError> {
         let segments = Arc::new(SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?);
+        let journal = registry::open_journal(state_dir, &*store)?;
         let mut tables = Tables::default();
         let seedless = seedless::load(&*store)?;
         let stored = registry::stored(&*store, left_out)?;
@@ -176,19 +227,32 @@ impl Catalogue {
             parts.push(part);
             tables.entries.extend(entries);
         }
-        tables.index = Index::of_parts(parts);
         drop(seedless);
         let Tables { entries, publishers, .. } = &mut tables;
-        registry::for_each_publisher(&*store, None, |torrent, publisher| {
-            if let Some(entry) = entries.get_mut(torrent) {
-                entry.publishers.push(publishers.add(publisher));
-            }
-        })?;
-        let content = content_file(state_dir, &tables, &segments)
-            .map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
-        let scribe = Scribe::start(store, segments.clone(), content, caps.unwritten)
+        // Beside the end of the index, which takes a second for a million.
+        let (index, content) = std::thread::scope(|scope| {
+            let index = scope.spawn(|| Index::of_parts(parts));
+            let rest = registry::for_each_publisher(&*store, |torrent, publisher| {
+                if let Some(entry) = entries.get_mut(torrent) {
+                    entry.publishers.push(publishers.add(publisher));
+                }
+            });
+            let content = rest.map(|()| content_file(state_dir, entries, &segments));
+            (index.join().unwrap_or_else(|panic| resume_unwind(panic)), content)
+        });
+        tables.index = index;
+        let content =
+            content?.map_err(|source| OpenError::Io { path: state_dir.join(content_file::FILE_NAME), source })?;
+        let scribe = Scribe::start(store, segments.clone(), journal, content, caps.unwritten)
             .map_err(|source| OpenError::Io { path: state_dir.to_path_buf(), source })?;
-        Ok(Catalogue { tables: RwLock::new(tables), segments, scribe, state_dir: state_dir.to_path_buf(), caps })
+        Ok(Catalogue {
+            turns: Mutex::new(()),
+            tables: RwLock::new(tables),
+            segments,
+            scribe,
+            state_dir: state_dir.to_path_buf(),
+            caps,
+        })
     }
 
     /// Torrents that can be found.
@@ -202,7 +266,7 @@ impl Catalogue {
 
     /// Changes that the disk does not have yet.
     pub fn unwritten(&self) -> usize {
-        self.scribe.pending().batch.len()
+        self.scribe.pending().len()
     }
 
     /// Whether the disk takes what is published.
@@ -223,35 +287,19 @@ impl Catalogue {
         let key = metainfo.info_hash();
         self.admit(&key, signed)?;
         let prepared = self.prepare(metainfo, unix_seconds)?;
-        let mut tables = self.write();
-        let mut pending = self.scribe.pending();
-        let tables = &mut *tables;
-        let live = tables.is_live(&key);
-        let entry = match (tables.entries.get_mut(&key), prepared) {
-            (Some(entry), None) if live => entry,
-            (_, Some((new, words))) if !live => {
-                let entry = tables.entries.entry(key).or_insert(Box::new(new));
-                seedless::forget(&key, entry, &mut pending.batch);
-                entry.seedless = Seedless::since(unix_seconds);
-                entry.withdrawn_at = None;
-                entry.added = unix_seconds;
-                entry.put(&key, &mut pending.batch);
-                tables.index.insert(words);
-                pending.add_lines(&key, &registry::content_lines(metainfo));
-                entry
-            }
-            // Two at once published it: the other one has entered it.
-            (Some(entry), Some(_)) => entry,
-            // Withdrawn at this very moment: the client asks again.
-            _ => return Err(PublishError::Behind),
-        };
-        if let Some(Signed { publisher, .. }) = signed
-            && entry.publishers.len() < MAX_PUBLISHERS
-            && tables.publishers.number(&publisher).is_none_or(|number| !entry.publishers.contains(&number))
-        {
-            entry.publishers.push(tables.publishers.add(&publisher));
-            registry::put_publisher(&key, &publisher, unix_seconds, &mut pending.batch);
+        let _turn = self.turn();
+        let Change { mut entry, live, words, joins, batch } =
+            self.read().change(&key, prepared, signed, unix_seconds).ok_or(PublishError::Behind)?;
+        if !batch.is_empty() {
+            self.scribe.pending().keep(batch)?;
         }
+        let mut tables = self.write();
+        entry.publishers.extend(joins.map(|publisher| tables.publishers.add(&publisher)));
+        if let Some(words) = words {
+            tables.index.insert(words);
+            self.scribe.pending().add_lines(&key, &registry::content_lines(metainfo));
+        }
+        tables.entries.insert(key, Box::new(entry));
         Ok(if live { Published::Known } else { Published::New })
     }
 
@@ -310,21 +358,29 @@ impl Catalogue {
         if !self.scribe.has_room() {
             return Err(WithdrawError::Behind);
         }
+        let _turn = self.turn();
+        let (changed, number, batch) = {
+            let tables = self.read();
+            let mut entry = tables.live(key).ok_or(WithdrawError::Unknown)?.clone();
+            let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
+            let place = entry.publishers.iter().position(|known| *known == number);
+            entry.publishers.swap_remove(place.ok_or(WithdrawError::NotPublisher)?);
+            let mut batch = Batch::new();
+            registry::delete_publisher(key, publisher, &mut batch);
+            if entry.publishers.is_empty() {
+                entry.withdrawn_at = Some(unix_seconds);
+                entry.put(key, &mut batch);
+            }
+            (entry, number, batch)
+        };
+        self.scribe.pending().keep(batch).map_err(|_| WithdrawError::Behind)?;
         let mut tables = self.write();
-        let tables = &mut *tables;
-        let entry = tables.entries.get_mut(key).filter(|entry| entry.withdrawn_at.is_none());
-        let entry = entry.ok_or(WithdrawError::Unknown)?;
-        let number = tables.publishers.number(publisher).ok_or(WithdrawError::NotPublisher)?;
-        let place = entry.publishers.iter().position(|known| *known == number).ok_or(WithdrawError::NotPublisher)?;
-        tables.publishers.remove(entry.publishers.swap_remove(place));
-        let mut pending = self.scribe.pending();
-        registry::delete_publisher(key, publisher, &mut pending.batch);
-        if entry.publishers.is_empty() {
-            entry.withdrawn_at = Some(unix_seconds);
-            entry.put(key, &mut pending.batch);
+        tables.publishers.remove(number);
+        if changed.withdrawn_at.is_some() {
             tables.index.remove(key);
-            pending.remove_lines(*key);
+            self.scribe.pending().remove_lines(*key);
         }
+        tables.entries.insert(*key, Box::new(changed));
         Ok(())
     }
 
@@ -379,13 +435,16 @@ impl Catalogue {
         if keys.is_empty() {
             return;
         }
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
+        let mut change = Batch::new();
         for key in keys {
             if tables.entries.get(&key).is_some_and(|entry| due(entry)) {
-                tables.delete(&key, &mut pending.batch);
+                tables.delete(&key, &mut change);
             }
         }
+        pending.add(change);
     }
 
     /// The file that `GET /search_content.txt` serves.
@@ -396,6 +455,10 @@ impl Catalogue {
     /// Writes everything. Blocking.
     pub fn stop(&self) {
         self.scribe.stop();
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.turns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Tables> {
@@ -455,12 +518,16 @@ pub fn disk_is_full(state_dir: &Path, reserve_bytes: u64) -> bool {
 }
 
 /// The content file as the registry demands it.
-fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std::io::Result<ContentFile> {
-    let found = tables.entries.iter().filter(|(_, entry)| entry.is_found());
+fn content_file(
+    state_dir: &Path,
+    entries: &HashMap<InfoHash, Box<Entry>, BuildKeyedHasher>,
+    segments: &SegmentLog,
+) -> std::io::Result<ContentFile> {
+    let found = entries.iter().filter(|(_, entry)| entry.is_found());
     let lines = found.map(|(key, entry)| (*key, entry.summary.lines)).collect();
     let (mut content, missing) = ContentFile::open(state_dir, &lines)?;
     for key in missing {
-        let Some(entry) = tables.entries.get(&key) else { continue };
+        let Some(entry) = entries.get(&key) else { continue };
         if entry.summary.single_file {
             content.append(&content_file::line(&entry.summary.name, &key))?;
             continue;
@@ -477,7 +544,7 @@ fn content_file(state_dir: &Path, tables: &Tables, segments: &SegmentLog) -> std
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::db::MemStore;
+    use crate::db::{MemStore, Submitted, Table, Visit};
     use crate::wire::id::PieceCheck;
     use crate::wire::metainfo::{InfoSpec, SpecFiles, build};
     use crate::wire::name::{FileName, RelPath};
@@ -606,6 +673,72 @@ pub(super) mod tests {
         catalogue.withdraw(&single.info_hash(), &[1; 32], 9).unwrap();
         assert_eq!(catalogue.publish(&gone, by(1), 10).unwrap(), Published::New);
         assert_eq!(found(&catalogue, "gone"), ["gone.txt"]);
+    }
+
+    /// A store that takes nothing while its gate is held.
+    #[derive(Default)]
+    struct Held {
+        store: MemStore,
+        gate: Mutex<()>,
+    }
+
+    impl Store for Held {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+            self.store.get(table, key)
+        }
+        fn for_each(&self, table: Table, prefix: &[u8], f: &mut Visit<'_>) -> Result<(), StoreError> {
+            self.store.for_each(table, prefix, f)
+        }
+        fn commit(&self, batch: Batch) -> Result<(), StoreError> {
+            let _gate = self.gate.lock().unwrap();
+            self.store.commit(batch)
+        }
+        fn submit(&self, batch: Batch) -> Submitted {
+            self.store.submit(batch)
+        }
+    }
+
+    /// The files as a kill leaves them at this moment.
+    fn left_by_a_kill(state_dir: &Path) -> tempfile::TempDir {
+        let left = tempfile::tempdir().unwrap();
+        std::fs::create_dir(left.path().join(SEGMENTS_DIR)).unwrap();
+        for folder in ["", SEGMENTS_DIR] {
+            for file in std::fs::read_dir(state_dir.join(folder)).unwrap().map(Result::unwrap) {
+                if file.file_type().unwrap().is_file() {
+                    std::fs::copy(file.path(), left.path().join(folder).join(file.file_name())).unwrap();
+                }
+            }
+        }
+        left
+    }
+
+    #[test]
+    fn what_was_answered_outlives_a_kill_before_the_store_has_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Arc::new(Held::default());
+        let catalogue = Catalogue::open(dir.path(), store.clone(), Caps::default(), 0).unwrap();
+        let (kept, gone) = (torrent("kept.txt", &[]), torrent("gone.txt", &[]));
+        let left = {
+            let _gate = store.gate.lock().unwrap();
+            catalogue.publish(&kept, by(1), 1).unwrap();
+            catalogue.publish(&kept, by(2), 2).unwrap();
+            catalogue.publish(&gone, by(1), 3).unwrap();
+            catalogue.withdraw(&gone.info_hash(), &[1; 32], 4).unwrap();
+            left_by_a_kill(dir.path())
+        };
+        for _ in 0..2 {
+            // The second time as if the start had been killed too, before the store had it.
+            let again = left_by_a_kill(left.path());
+            let catalogue = Catalogue::open(again.path(), Arc::new(MemStore::new()), Caps::default(), 5).unwrap();
+            assert_eq!(found(&catalogue, "txt"), ["kept.txt"]);
+            assert!(catalogue.is_publisher(&kept.info_hash(), &[2; 32]));
+            assert!(catalogue.torrent(&gone.info_hash()).unwrap().is_some(), "for those in the middle of it");
+            assert_eq!(content(&catalogue), registry::content_lines(&kept));
+        }
+        catalogue.stop();
+        let empty = left_by_a_kill(dir.path());
+        let catalogue = Catalogue::open(empty.path(), Arc::new(MemStore::new()), Caps::default(), 5).unwrap();
+        assert!(catalogue.is_empty(), "what the store has is not noted any more");
     }
 
     #[test]

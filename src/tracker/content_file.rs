@@ -9,6 +9,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use super::keyed_hash::BuildKeyedHasher;
 use crate::wire::id::InfoHash;
 use crate::wire::name::{escape_for_terminal, split_extension};
 
@@ -39,9 +40,12 @@ impl ContentFile {
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn open(state_dir: &Path, live: &HashMap<InfoHash, u32>) -> io::Result<(ContentFile, Vec<InfoHash>)> {
+    pub fn open(
+        state_dir: &Path,
+        live: &HashMap<InfoHash, u32, BuildKeyedHasher>,
+    ) -> io::Result<(ContentFile, Vec<InfoHash>)> {
         let path = state_dir.join(FILE_NAME);
-        let mut held: HashMap<InfoHash, u32> = HashMap::new();
+        let mut held: HashMap<InfoHash, u32, BuildKeyedHasher> = HashMap::default();
         let mut broken = false;
         for_each_line(&path, |line| {
             match key_of(line) {
@@ -153,7 +157,7 @@ mod tests {
     fn publishes_and_withdrawals() {
         let dir = tempfile::tempdir().unwrap();
         let read = || fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
-        let (mut file, missing) = ContentFile::open(dir.path(), &HashMap::new()).unwrap();
+        let (mut file, missing) = ContentFile::open(dir.path(), &HashMap::default()).unwrap();
         assert!(missing.is_empty());
         let lines: Vec<String> = (1..5).map(|n| line(&format!("file{n}.txt"), &key(n))).collect();
         file.append(&lines.concat()).unwrap();
@@ -188,7 +192,7 @@ mod tests {
         let torn = &line("d", &key(4))[..30];
         let before = line("1", &key(1)) + &line("a.txt", &key(2)) + &line("3", &key(3)) + torn;
         fs::write(&path, before).unwrap();
-        let live = HashMap::from([(key(1), 1), (key(2), 2), (key(4), 1)]);
+        let live = [(key(1), 1), (key(2), 2), (key(4), 1)].into_iter().collect();
         let (mut file, mut missing) = ContentFile::open(dir.path(), &live).unwrap();
         missing.sort();
         assert_eq!(missing, [key(2), key(4)]);

@@ -26,14 +26,14 @@ use crate::db::{ATOMIC_KEYS, Batch, Store, StoreError, Table, record};
 use crate::wire::id::InfoHash;
 
 /// Info-hash ‖ family ‖ page number → a page of the swarm.
-const SWARMS: Table = Table::new("swarms");
+const SWARMS: Table = Table::packed("swarms");
 const VERSION: u8 = 1;
 /// How often changes are written.
 const ROUND: Duration = Duration::from_secs(1);
 /// Peers come in crowds: a swarm that has just changed will change again.
 const SETTLE: Duration = Duration::from_secs(4);
-/// Swarms written in one round: 20,000 that change at once are written within 10 s of it, with half of the rounds left.
-const MAX_PER_ROUND: usize = 5_000;
+/// Swarms written in one round: 20,000 that change at once are written in the first one after they have settled.
+const MAX_PER_ROUND: usize = 20_000;
 /// Puts and deletes that share a barrier: publications wait behind no more than this.
 const MAX_COMMIT: usize = 1_000;
 

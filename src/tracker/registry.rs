@@ -1,7 +1,9 @@
 //! What is known of each published torrent, in memory and as it lies in the store.
 
 use std::collections::BTreeSet;
+use std::io;
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -10,6 +12,7 @@ use super::catalogue::seedless::Seedless;
 use super::content_file;
 use super::publishers::PublisherNumber;
 use super::search::{Document, Prepared};
+use crate::db::journal::Journal;
 use crate::db::record::{Record, RecordError, decode_record, encode_record};
 use crate::db::segments::{Position, SegmentError};
 use crate::db::{Batch, MAX_VALUE_BYTES, Store, StoreError, Table};
@@ -17,10 +20,36 @@ use crate::wire::id::InfoHash;
 use crate::wire::metainfo::{Metainfo, MetainfoError};
 use crate::wire::name::split_extension;
 
+/// Where the registry's changes are noted before they are answered for: `journal.0` and `journal.1` in the state folder.
+///
+/// # Errors
+/// When the disk fails. What a killed tracker had noted is in the store afterwards.
+pub fn open_journal(state_dir: &Path, store: &dyn Store) -> Result<Journal, JournalError> {
+    let (mut journal, noted) = Journal::open(state_dir)?;
+    if !noted.is_empty() {
+        tracing::info!(
+            changes = noted.len(),
+            "the tracker was killed: what was published last is taken from its journal"
+        );
+        store.commit(noted)?;
+    }
+    journal.clear()?;
+    Ok(journal)
+}
+
+/// Why the journal cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum JournalError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the journal: {0}")]
+    Io(#[from] io::Error),
+}
+
 /// Info-hash → [`TorrentRecord`].
-const TORRENTS: Table = Table::new("torrents");
+const TORRENTS: Table = Table::packed("torrents");
 /// Info-hash ‖ public key → [`PublisherRecord`].
-const PUBLISHERS: Table = Table::new("publishers");
+const PUBLISHERS: Table = Table::packed("publishers");
 /// Publishers of one torrent: who comes later finds it published, and cannot withdraw it.
 pub const MAX_PUBLISHERS: usize = 1_000;
 
@@ -239,17 +268,12 @@ impl Stored {
     }
 }
 
-/// Who publishes what: of one torrent, or of all. What is damaged is left out.
+/// Who publishes what. What is damaged is left out.
 ///
 /// # Errors
 /// When the store cannot be read.
-pub fn for_each_publisher(
-    store: &dyn Store,
-    of: Option<&InfoHash>,
-    mut each: impl FnMut(&InfoHash, &Publisher),
-) -> Result<(), StoreError> {
-    let prefix = of.map(InfoHash::as_bytes).unwrap_or_default();
-    store.for_each(PUBLISHERS, prefix, &mut |key, value| {
+pub fn for_each_publisher(store: &dyn Store, mut each: impl FnMut(&InfoHash, &Publisher)) -> Result<(), StoreError> {
+    store.for_each(PUBLISHERS, &[], &mut |key, value| {
         let (torrent, publisher) = key.split_at_checked(InfoHash::LEN).unwrap_or_default();
         if let (Some(torrent), Ok(publisher), Ok(_)) =
             (InfoHash::from_slice(torrent), publisher.try_into(), decode_record::<PublisherRecord>(value))

@@ -9,12 +9,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::content_file::ContentFile;
+use crate::db::journal::Journal;
 use crate::db::segments::SegmentLog;
 use crate::db::{Batch, Store};
 use crate::wire::id::InfoHash;
 
-/// Between two writings. A crash loses at most what was published within this time and those that two writings take: a
-/// second, on a disk that is well.
+/// Between two writings. A power cut loses at most what was published within this time and those that two writings take: a
+/// second, on a disk that is well. A process that is killed loses nothing: what it has answered for stands in the journal.
 const WRITE_EVERY: Duration = Duration::from_millis(200);
 /// Publications are to be in the content file within a second.
 const WRITE_LINES_EVERY: Duration = Duration::from_millis(500);
@@ -25,10 +26,10 @@ pub const MAX_UNWRITTEN: usize = 200_000;
 /// Lines that wait for the disk.
 const MAX_UNWRITTEN_LINE_BYTES: usize = 64 << 20;
 
-/// What memory has and the disk has not.
-#[derive(Default)]
+/// What memory has and the store has not.
 pub struct Pending {
-    pub batch: Batch,
+    batch: Batch,
+    journal: Journal,
     lines: String,
     /// Torrents whose lines are to leave the content file.
     gone: HashSet<InfoHash>,
@@ -36,6 +37,26 @@ pub struct Pending {
 }
 
 impl Pending {
+    /// Takes a change that somebody will be told of: a process that is killed from here on finds it when it starts again.
+    ///
+    /// # Errors
+    /// When the disk does not take it: nothing has changed then.
+    pub fn keep(&mut self, change: Batch) -> io::Result<()> {
+        self.journal.note(&change)?;
+        self.batch.append(change);
+        Ok(())
+    }
+
+    /// Takes a change that comes again if it is lost.
+    pub fn add(&mut self, change: Batch) {
+        self.batch.append(change);
+    }
+
+    /// Changes that wait.
+    pub fn len(&self) -> usize {
+        self.batch.len()
+    }
+
     pub fn add_lines(&mut self, key: &InfoHash, lines: &str) {
         // Withdrawn a moment ago: its lines have not left yet.
         if !self.gone.remove(key) {
@@ -48,7 +69,6 @@ impl Pending {
     }
 }
 
-#[derive(Default)]
 struct Shared {
     pending: Mutex<Pending>,
     wake: Condvar,
@@ -71,10 +91,13 @@ impl Scribe {
     pub fn start(
         store: Arc<dyn Store>,
         segments: Arc<SegmentLog>,
+        journal: Journal,
         content: ContentFile,
         max_unwritten: usize,
     ) -> io::Result<Scribe> {
-        let shared = Arc::<Shared>::default();
+        let (batch, lines, gone) = (Batch::new(), String::new(), HashSet::new());
+        let pending = Mutex::new(Pending { batch, journal, lines, gone, stop: false });
+        let shared = Arc::new(Shared { pending, wake: Condvar::new(), failed: AtomicBool::new(false) });
         let scribe = Scribe { shared: shared.clone(), threads: Mutex::default(), max_unwritten };
         let mut registrar = Registrar { store, segments, shared: shared.clone() };
         let mut copyist = Copyist { content, shared, rewritten: None };
@@ -88,7 +111,7 @@ impl Scribe {
     /// Whether more may be added: the disk keeps up and works.
     pub fn has_room(&self) -> bool {
         let pending = self.pending();
-        !self.has_failed() && pending.batch.len() < self.max_unwritten && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
+        !self.has_failed() && pending.len() < self.max_unwritten && pending.lines.len() < MAX_UNWRITTEN_LINE_BYTES
     }
 
     pub fn has_failed(&self) -> bool {
@@ -140,6 +163,7 @@ impl Registrar {
         loop {
             let (batch, stop) = {
                 let mut pending = rest(&self.shared, WRITE_EVERY);
+                pending.journal.turn();
                 (std::mem::take(&mut pending.batch), pending.stop)
             };
             if !batch.is_empty()
@@ -157,7 +181,8 @@ impl Registrar {
     /// The `.torrent`s before the records that point to them.
     fn commit(&self, batch: Batch) -> Result<(), String> {
         self.segments.sync().map_err(|error| error.to_string())?;
-        self.store.commit(batch).map_err(|error| error.to_string())
+        self.store.commit(batch).map_err(|error| error.to_string())?;
+        lock(&self.shared).journal.clear_before_turn().map_err(|error| error.to_string())
     }
 }
 

@@ -3,7 +3,7 @@
 //! The first line names the form's version; then a line for each published torrent, with its `.torrent`, and for each page
 //! of each swarm. An import adds to what is there; what is known already gains publishers and peers.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::io::{self, BufRead, Write};
 use std::net::SocketAddr;
@@ -18,7 +18,7 @@ use super::catalogue::seedless::Seedless;
 use super::connection_id::seeded_rng;
 use super::keeper::Desk;
 use super::keyed_hash::BuildKeyedHasher;
-use super::registry::{self, Entry, Loaded, MAX_PUBLISHERS, Summary};
+use super::registry::{self, Entry, JournalError, Loaded, MAX_PUBLISHERS, Summary};
 use super::swarms::Swarms;
 use super::swarms::packed::{Kept, Page, content};
 use super::{SEGMENTS_DIR, STORE_DIR};
@@ -44,6 +44,8 @@ pub enum TransferError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Segments(#[from] SegmentError),
+    #[error(transparent)]
+    Journal(#[from] JournalError),
     #[error("{0}")]
     Io(#[from] io::Error),
     #[error("this is no export of a tracker: its first line names no version")]
@@ -97,10 +99,16 @@ pub fn export(state_dir: &Path, out: &mut impl Write) -> Result<Transferred, Tra
     let segments = SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?;
     let mut done = Transferred::default();
     write_line(out, &Line::Export { version: VERSION })?;
+    registry::open_journal(state_dir, &*store)?;
+    let mut publishers: HashMap<InfoHash, Vec<String>> = HashMap::new();
+    registry::for_each_publisher(&*store, |key, publisher| {
+        publishers.entry(*key).or_default().push(to_hex(publisher));
+    })?;
     let skipped = |key: &InfoHash, error| tracing::error!(%key, %error, "a published torrent is left out");
     for stored in registry::stored(&*store, skipped)? {
         if let Some(Loaded { key, entry, .. }) = stored.load(|position| segments.read(position), skipped) {
-            export_torrent(&*store, &segments, &key, &entry, out)?;
+            let publishers = publishers.remove(&key).unwrap_or_default();
+            export_torrent(&segments, &entry, publishers, out)?;
             done.torrents += 1;
         }
     }
@@ -119,15 +127,13 @@ pub fn export(state_dir: &Path, out: &mut impl Write) -> Result<Transferred, Tra
 }
 
 fn export_torrent(
-    store: &dyn Store,
     segments: &SegmentLog,
-    key: &InfoHash,
     entry: &Entry,
+    mut publishers: Vec<String>,
     out: &mut impl Write,
 ) -> Result<(), TransferError> {
     let torrent = to_hex(&segments.read(entry.position)?);
-    let mut publishers = Vec::new();
-    registry::for_each_publisher(store, Some(key), |_, publisher| publishers.push(to_hex(publisher)))?;
+    publishers.sort_unstable();
     let Entry { added, withdrawn_at, .. } = *entry;
     Ok(write_line(out, &Line::Torrent { added, withdrawn_at, publishers, torrent })?)
 }
@@ -151,6 +157,7 @@ pub fn import(state_dir: &Path, input: &mut impl BufRead) -> Result<Transferred,
     std::fs::create_dir_all(state_dir)?;
     let store = Arc::new(SledStore::open(&state_dir.join(STORE_DIR))?);
     let segments = SegmentLog::open(&state_dir.join(SEGMENTS_DIR))?;
+    registry::open_journal(state_dir, &*store)?;
     let mut import = Import {
         store: store.clone(),
         segments,
@@ -318,7 +325,12 @@ mod tests {
         assert_eq!(import(to.path(), &mut &lines[..]).unwrap(), Transferred::default(), "all of it is known");
         let mut again = Vec::new();
         export(to.path(), &mut again).unwrap();
-        assert_eq!(String::from_utf8(lines).unwrap(), String::from_utf8(again).unwrap());
+        let sorted = |lines: Vec<u8>| {
+            let mut lines: Vec<String> = String::from_utf8(lines).unwrap().lines().map(str::to_owned).collect();
+            lines.sort();
+            lines
+        };
+        assert_eq!(sorted(lines), sorted(again));
 
         let store = Arc::new(SledStore::open(&to.path().join(STORE_DIR)).unwrap());
         let catalogue = Catalogue::open(to.path(), store, Caps::default(), 0).unwrap();

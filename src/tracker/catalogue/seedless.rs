@@ -17,7 +17,7 @@ use crate::wire::id::InfoHash;
 use crate::wire::metainfo::Metainfo;
 
 /// Info-hash → [`SeedlessRecord`].
-const SEEDLESS: Table = Table::new("seedless");
+const SEEDLESS: Table = Table::packed("seedless");
 /// A first seeder needs a moment after the publication: until then nothing is written down.
 const RECORDED_AFTER_S: u64 = 600;
 /// Entries dealt with at once: the tables are held for a millisecond or so.
@@ -133,9 +133,11 @@ impl Catalogue {
         }
         let seeded = counts.iter().filter(|(_, seeders)| *seeders > 0);
         let returned: Vec<(Prepared, String)> = seeded.filter_map(|(key, _)| self.prepare_hidden(key)).collect();
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
         let Tables { entries, index, .. } = &mut *tables;
+        let mut change = Batch::new();
         for (prepared, lines) in returned {
             let key = prepared.key();
             if let Some(entry) = entries.get_mut(&key).filter(|entry| entry.seedless.hidden) {
@@ -149,11 +151,12 @@ impl Catalogue {
             if seeders == 0 {
                 entry.seedless.since.get_or_insert(unix_seconds);
             } else if !entry.seedless.hidden {
-                forget(&key, entry, &mut pending.batch);
+                forget(&key, entry, &mut change);
                 entry.seedless = Seedless::default();
             }
             index.set_seeders(&key, seeders);
         }
+        pending.add(change);
     }
 
     /// The words and the lines of a hidden entry.
@@ -177,8 +180,10 @@ impl Catalogue {
         if due.is_empty() || !self.scribe.has_room() {
             return;
         }
+        let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
+        let mut change = Batch::new();
         for key in due {
             let Tables { entries, index, .. } = &mut *tables;
             let Some(entry) = entries.get_mut(&key) else { continue };
@@ -189,11 +194,12 @@ impl Catalogue {
                 pending.remove_lines(key);
             }
             if due == Due::Drop {
-                tables.delete(&key, &mut pending.batch);
+                tables.delete(&key, &mut change);
             } else {
-                put(&key, entry, &mut pending.batch);
+                put(&key, entry, &mut change);
             }
         }
+        pending.add(change);
     }
 }
 

@@ -11,7 +11,7 @@ use super::announce::with_rng;
 use super::body::{BodyError, FileBody};
 use super::{Answer, Ends, Request, Site, host, text, with_type};
 use crate::tracker::announcer::{AnnounceRefused, Asker};
-use crate::tracker::auth::{AuthError, Freshness, Publisher};
+use crate::tracker::auth::{AuthError, Checked, Freshness};
 use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, Signed, WithdrawError};
 use crate::tracker::content_file::open_whole_lines;
 use crate::tracker::metrics::{Refused, Served};
@@ -115,24 +115,26 @@ fn publish_bytes(site: &Site, bytes: &[u8], headers: &HeaderMap) -> Answer {
         return answer;
     }
     let now = site.clock.unix_seconds();
-    let signed = match headers.get(AUTHORIZATION) {
-        None => None,
-        Some(header) => match check(site, header, headers, &key, false) {
-            Ok((publisher, freshness)) => {
-                Some(Signed { publisher, freshness, most: site.announcer.gate.torrents_of(&publisher) })
-            }
-            Err(answer) => return *answer,
-        },
+    let checked = match headers.get(AUTHORIZATION).map(|header| check(site, header, headers, &key, false)).transpose() {
+        Ok(checked) => checked,
+        Err(answer) => return *answer,
     };
+    let signed = checked.map(|Checked { publisher, freshness, .. }| {
+        let most = site.announcer.gate.torrents_of(&publisher);
+        Signed { publisher, freshness, most }
+    });
     match site.catalogue.publish(&metainfo, signed, now) {
         Ok(Published::New) => text(StatusCode::CREATED, format!("{key}\n")),
         Ok(Published::Known) => text(StatusCode::OK, format!("{key}\n")),
         Err(error) => {
+            checked.iter().for_each(|checked| site.gatekeeper.refused(checked));
             let (reason, status) = match error {
                 PublishError::Replayed => (Refused::Replayed, StatusCode::UNAUTHORIZED),
                 PublishError::TooMany(_) => (Refused::PublisherFull, StatusCode::FORBIDDEN),
                 PublishError::Full => (Refused::CatalogueFull, StatusCode::SERVICE_UNAVAILABLE),
-                PublishError::Behind | PublishError::Disk(_) => (Refused::StoreBehind, StatusCode::SERVICE_UNAVAILABLE),
+                PublishError::Behind | PublishError::Disk(_) | PublishError::Journal(_) => {
+                    (Refused::StoreBehind, StatusCode::SERVICE_UNAVAILABLE)
+                }
                 PublishError::DiskFull => (Refused::DiskFull, StatusCode::INSUFFICIENT_STORAGE),
             };
             site.refuse(reason, status, error.to_string())
@@ -156,20 +158,21 @@ pub(super) async fn withdraw(site: Arc<Site>, key: InfoHash, request: Request, e
         let Some(header) = head.headers.get(AUTHORIZATION) else {
             return unauthorized(site, Refused::BadAuthorization, "withdrawing needs the publisher's signature");
         };
-        let (publisher, freshness) = match check(site, header, &head.headers, &key, true) {
+        let checked = match check(site, header, &head.headers, &key, true) {
             Ok(checked) => checked,
             Err(answer) => return *answer,
         };
-        if freshness == Freshness::Replayed {
+        if checked.freshness == Freshness::Replayed {
             // What it asked for has happened; if it was published again since, it does not happen once more.
-            return match site.catalogue.is_publisher(&key, &publisher) {
+            return match site.catalogue.is_publisher(&key, &checked.publisher) {
                 true => unauthorized(site, Refused::Replayed, "this signature was used before: sign again"),
                 false => text(StatusCode::OK, format!("{key}\n")),
             };
         }
-        match site.catalogue.withdraw(&key, &publisher, site.clock.unix_seconds()) {
+        match site.catalogue.withdraw(&key, &checked.publisher, site.clock.unix_seconds()) {
             Ok(()) => text(StatusCode::OK, format!("{key}\n")),
             Err(error) => {
+                site.gatekeeper.refused(&checked);
                 let (reason, status) = match error {
                     WithdrawError::Unknown => (Refused::NoSuchTorrent, StatusCode::NOT_FOUND),
                     WithdrawError::NotPublisher => (Refused::NotPublisher, StatusCode::FORBIDDEN),
@@ -188,7 +191,7 @@ fn check(
     headers: &HeaderMap,
     key: &InfoHash,
     withdraws: bool,
-) -> Result<(Publisher, Freshness), Box<Answer>> {
+) -> Result<Checked, Box<Answer>> {
     let header = header.to_str().unwrap_or_default();
     site.gatekeeper.check(header, host(headers), key, withdraws, site.clock.unix_seconds()).map_err(|error| {
         let reason = if error == AuthError::Clock { Refused::ClockOff } else { Refused::BadAuthorization };

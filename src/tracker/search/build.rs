@@ -61,6 +61,7 @@ impl Index {
             }
             same
         });
+        words.iter_mut().for_each(|(_, postings)| postings.pack());
         index.letters = words.iter().flat_map(|(word, _)| word.chars().filter(|char| !char.is_ascii())).collect();
         index.dictionary = words.into_iter().collect();
         index.standings = index.torrents.iter().map(|torrent| Standing::new(torrent.names)).collect();

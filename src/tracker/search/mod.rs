@@ -6,6 +6,7 @@
 
 mod best;
 mod build;
+mod postings;
 mod set;
 mod typo;
 mod words;
@@ -15,10 +16,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
 use std::ops::Bound;
 
+use super::keyed_hash::BuildKeyedHasher;
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
 use best::Best;
 pub use build::{Builder, Part};
+use postings::{Postings, Within};
 use set::Set;
 use words::{QueryWord, WordList};
 
@@ -30,8 +33,6 @@ const TYPO_FROM_CHARS: usize = 5;
 const PREFIX_FROM_CHARS: usize = 3;
 /// So many torrents are looked up one by one in a further word's list, in place of the whole list.
 const FEW: u64 = 4_096;
-/// Looking one up in a list costs as much as taking so many of its numbers.
-const LOOKUP_COST: usize = 32;
 /// What is thought of a word that is not in the dictionary: it may begin many others.
 const FREQUENCY_OF_OTHERS: usize = 10_000;
 /// Withdrawn torrents are swept out of the lists when they outnumber the others by this factor's inverse, and this many.
@@ -101,7 +102,7 @@ pub struct Index {
     torrents: Vec<Torrent>,
     /// Of each what decides its place among the hits, apart: common words have hundreds of thousands.
     standings: Vec<Standing>,
-    numbers: HashMap<InfoHash, u32>,
+    numbers: HashMap<InfoHash, u32, BuildKeyedHasher>,
     live: Set,
     dictionary: BTreeMap<Box<str>, Postings>,
     /// Letters beyond ASCII that occur: what a typo may have replaced.
@@ -127,70 +128,6 @@ impl Standing {
         Standing { seeders: 0, names: names.map(end_of) }
     }
 }
-
-/// The torrents in which a word occurs, ascending. Most words occur once.
-enum Postings {
-    One(u32),
-    Many(Vec<u32>),
-}
-
-impl Postings {
-    fn numbers(&self) -> &[u32] {
-        match self {
-            Postings::One(number) => std::slice::from_ref(number),
-            Postings::Many(numbers) => numbers,
-        }
-    }
-
-    /// A number greater than all before.
-    fn push(&mut self, number: u32) {
-        match self {
-            Postings::One(first) => *self = Postings::Many(vec![*first, number]),
-            Postings::Many(numbers) => numbers.push(number),
-        }
-    }
-
-    /// Those of them that matter.
-    fn add_to(&self, set: &mut Set, within: Within<'_>) {
-        let numbers = self.numbers();
-        match within {
-            Some(few) if few.len() * LOOKUP_COST < numbers.len() => {
-                few.iter()
-                    .filter(|number| numbers.binary_search(number).is_ok())
-                    .for_each(|number| set.insert(*number));
-            }
-            _ => set.extend(numbers),
-        }
-    }
-
-    /// The same, counted from another beginning.
-    fn moved(self, by: u32) -> Postings {
-        match self {
-            Postings::One(number) => Postings::One(number + by),
-            Postings::Many(mut numbers) => {
-                numbers.iter_mut().for_each(|number| *number += by);
-                numbers.shrink_to_fit();
-                Postings::Many(numbers)
-            }
-        }
-    }
-
-    /// Numbers greater than all before.
-    fn append(&mut self, others: &Postings) {
-        *self = Postings::Many([self.numbers(), others.numbers()].concat());
-    }
-
-    /// Numbers anew; `None` when nobody is left.
-    fn renumbered(&self, new: impl Fn(u32) -> Option<u32>) -> Option<Postings> {
-        match self.numbers().iter().filter_map(|number| new(*number)).collect::<Vec<u32>>() {
-            numbers if numbers.len() > 1 => Some(Postings::Many(numbers)),
-            numbers => numbers.first().copied().map(Postings::One),
-        }
-    }
-}
-
-/// The only torrents that still matter, ascending, when they are few.
-type Within<'a> = Option<&'a [u32]>;
 
 /// Better first.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -237,7 +174,10 @@ impl Index {
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
         for word in prepared.words.iter() {
             match self.dictionary.get_mut(word) {
-                Some(postings) => postings.push(number),
+                Some(postings) => {
+                    postings.push(number);
+                    postings.pack();
+                }
                 None => {
                     self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
                     self.dictionary.insert(word.into(), Postings::One(number));
@@ -363,7 +303,7 @@ impl Index {
 
     /// About how many torrents have the word.
     fn frequency(&self, word: &QueryWord) -> usize {
-        let of = |word: &str| self.dictionary.get(word).map_or(0, |postings| postings.numbers().len());
+        let of = |word: &str| self.dictionary.get(word).map_or(0, Postings::len);
         let parts = word.parts.iter().map(|part| of(part)).min().unwrap_or_default();
         match of(&word.whole) + parts {
             0 => FREQUENCY_OF_OTHERS,
