@@ -84,7 +84,7 @@ fn storm_by_udp(address: SocketAddr, seed: u64, stop: &AtomicBool) -> u64 {
             socket.set_nonblocking(true).expect("no waiting");
             while let Ok(len) = socket.recv(&mut reply) {
                 // What answers an earlier, proven one may be longer: it is an announce's or a scrape's.
-                let of_proven = matches!(reply[..4], [0, 0, 0, 1 | 2 | 3]);
+                let of_proven = matches!(reply[..4], [0, 0, 0, 1..=3]);
                 assert!(len <= bytes.len() || of_proven, "seed {seed}: {len} bytes for {}", bytes.len());
             }
             socket.set_nonblocking(false).expect("wait again");
@@ -92,6 +92,9 @@ fn storm_by_udp(address: SocketAddr, seed: u64, stop: &AtomicBool) -> u64 {
     }
     sent
 }
+
+/// Draws a request.
+type Form<'a> = &'a dyn Fn(&mut SmallRng) -> Vec<u8>;
 
 /// Requests that are none, or ask for too much.
 fn requests(rng: &mut SmallRng) -> Vec<u8> {
@@ -102,7 +105,7 @@ fn requests(rng: &mut SmallRng) -> Vec<u8> {
     let get = |path: &str| format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").into_bytes();
     let hash = "%41".repeat(20);
     let announce = |rest: &str| get(&format!("/announce?info_hash={hash}&peer_id={hash}&{rest}"));
-    let forms: [&dyn Fn(&mut SmallRng) -> Vec<u8>; 24] = [
+    let forms: [Form<'_>; 24] = [
         &|rng| random_bytes(rng, 3_000),
         &|_| b"\x13BitTorrent protocol\0\0\0\0\0\0\0\0".to_vec(),
         &|_| get(&format!("/{}", "a".repeat(100_000))),

@@ -141,8 +141,8 @@ impl Held {
                 row.map_or_else(|error| format!("failed: {error}"), |row| row.is_some().to_string())
             }
             ["fill", ..] => {
-                let batches = (0..number(1)).step_by(FILL_KEYS).map(|from| scattered(from, FILL_KEYS as u32));
-                done(batches.map(|batch| self.store().commit(batch)).collect())
+                let mut batches = (0..number(1)).step_by(FILL_KEYS).map(|from| scattered(from, FILL_KEYS as u32));
+                done(batches.try_for_each(|batch| self.store().commit(batch)))
             }
             ["peak"] => (crate::support::process::peak_resident_bytes(std::process::id()) >> 20).to_string(),
             ["dump"] => done(self.store().dump()),
