@@ -92,7 +92,7 @@ fn peers_that_come_late_and_peers_that_go_leave_nobody_without_a_copy() {
 #[test]
 fn file_order_in_place_of_rarest_first_makes_it_worse() {
     let last_s = |seeds: usize, conduct: &Conduct, sequential| {
-        let mut scenario = Scenario::flash_crowd(24, 48, 1);
+        let mut scenario = Scenario::flash_crowd(24, 96, 1);
         scenario.config.sequential = sequential;
         scenario.peers.extend((1..seeds).map(|_| PeerSpec::seed()));
         scenario.peers.iter_mut().filter(|peer| peer.seed).for_each(|peer| peer.conduct = conduct.clone());
