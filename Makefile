@@ -3,7 +3,7 @@
 # make story    the story of README.md at full size
 # make fuzz     every decoder under a coverage-guided fuzzer, 60 s each
 # make soak     a thousand crashes of the daemons on a failing disk; PEERD_SEED=n repeats one
-# make bench    what it costs, measured
+# make bench    what it costs, measured beside other clients; writes bench/RESULTS.md
 # make install  PREFIX=/usr/local DESTDIR=
 
 PREFIX ?= /usr/local
@@ -30,9 +30,7 @@ soak:
 	PEERD_SOAK=$${PEERD_SOAK:-800} scripts/test.sh disk::crash --nocapture --test-threads 1
 
 bench:
-	$(CARGO) build --release --bins
-	$(CARGO) bench --bench tracker
-	$(CARGO) run --release --example swarmsim
+	scripts/bench.sh
 
 install:
 	$(CARGO) build --release --bins

@@ -72,6 +72,8 @@ pub struct Core {
     pub listening: Vec<SocketAddr>,
     pub session_permits: Arc<Semaphore>,
     pub shares_of_descriptors: descriptors::Shares,
+    /// One for each pipe of a fast upload.
+    pub pipe_permits: Arc<Semaphore>,
     pub commits: CommitQueue,
     pub journal: Journal,
     pub ledger: Ledger,
@@ -193,6 +195,7 @@ impl Core {
             peer_id: PeerId::ours(bytes),
             listening: parts.listening,
             session_permits: Arc::new(Semaphore::new(shares_of_descriptors.sessions)),
+            pipe_permits: Arc::new(Semaphore::new(shares_of_descriptors.pipes)),
             commits: CommitQueue::default(),
             journal: parts.journal,
             ledger: parts.ledger,

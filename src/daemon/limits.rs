@@ -18,6 +18,11 @@ use crate::swarm::limiter::{Grant, Limiter, SHARE_OUT_EVERY};
 use crate::wire::id::InfoHash;
 use crate::wire::rate::Rate;
 
+/// A packet carries 66 bytes beside its payload (Ethernet, IP, TCP with timestamps): of 1,448 bytes on a cable, of up to
+/// 64 KiB on a virtual one, which is 4.6 or 0.1 per cent. A limit counts half of the former, 1 in 44, and so holds within 3
+/// per cent on either.
+const HEADERS_PART: u32 = 44;
+
 /// Both directions.
 pub struct Limits {
     pub up: Arc<Direction>,
@@ -138,13 +143,13 @@ impl Meter {
             drop(state);
             direction.some.notify_one();
         }
-        wanted_bytes.min(left as usize)
+        wanted_bytes.min((left - left / (HEADERS_PART + 1)) as usize)
     }
 
     pub fn moved(&self, bytes: usize) {
         if let Some((_, waiter)) = &self.limited {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let spend = |left: u32| Some(left.saturating_sub(bytes));
+            let spend = |left: u32| Some(left.saturating_sub(bytes.saturating_add(bytes / HEADERS_PART)));
             // The closure always answers, so this cannot fail.
             let _ = waiter.left_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
         }

@@ -6,7 +6,7 @@
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -112,6 +112,10 @@ pub trait DiskFile: Send + Sync + Debug {
     fn forget_cached(&self);
     fn set_len(&self, len: u64) -> io::Result<()>;
     fn stat(&self) -> io::Result<Stat>;
+    /// What the kernel knows it by, if it does: for moving bytes without looking at them.
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 }
 
 /// The machine's own file system.
@@ -305,6 +309,10 @@ impl DiskFile for NativeFile {
 
     fn stat(&self) -> io::Result<Stat> {
         stat_of(&self.0)
+    }
+
+    fn as_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.0.as_fd())
     }
 }
 

@@ -203,6 +203,27 @@ impl Storage {
         Ok(())
     }
 
+    /// Hands the files under a span of the torrent's stream to `visit`, in order: each with where the span lies in it, from
+    /// its start, and for how many bytes. No copy is made; [`Storage::read`] takes what cannot be had so.
+    ///
+    /// # Errors
+    /// When a file cannot be opened or `visit` fails; `Unsupported` where there is padding.
+    pub fn visit(
+        &self,
+        offset: u64,
+        len: u64,
+        mut visit: impl FnMut(&dyn DiskFile, u64, usize) -> io::Result<()>,
+    ) -> Result<(), StorageError> {
+        for span in self.spans(offset, len)? {
+            if self.files[span.index].padding {
+                return Err(self.at(span.index)(io::ErrorKind::Unsupported.into()));
+            }
+            let file = self.file(span.index, OpenMode::Read)?;
+            visit(&*file, span.at, span.len).map_err(self.at(span.index))?;
+        }
+        Ok(())
+    }
+
     /// Writes the slices, one behind the other, from `offset` of the torrent's stream; they last once what
     /// [`Storage::take_touched`] gives has been synced. Files and folders are made as needed, at full length and sparse.
     ///

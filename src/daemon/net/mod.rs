@@ -6,6 +6,7 @@ pub mod greet;
 pub mod introduction;
 pub mod listen;
 pub mod outbox;
+pub mod pipe;
 pub mod session;
 pub mod stream;
 mod waiting_room;

@@ -1,11 +1,17 @@
-//! What a session has to send: encoded messages, and batches of blocks read from disk on another thread while the
+//! What a session has to send: encoded messages, and batches of blocks fetched from disk on another thread while the
 //! batch before them is being sent.
 
+use std::io::{self, IoSlice};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use super::pipe::Pipe;
+use super::stream::PeerStream;
 use crate::clock::Time;
+use crate::daemon::core::Core;
+use crate::daemon::disk::storage::StorageError;
 use crate::daemon::torrent::{Active, Torrent};
 use crate::swarm::{SessionId, Swarm};
 use crate::wire::layout::{BLOCK_BYTES, Block};
@@ -24,8 +30,24 @@ const MESSAGES_BYTES: usize = 64 * 1024;
 
 /// Blocks with their frame headers before them, as they go out.
 pub struct Batch {
-    bytes: Vec<u8>,
+    bytes: Bytes,
     blocks: Vec<Block>,
+}
+
+enum Bytes {
+    Copied {
+        bytes: Vec<u8>,
+        sent: usize,
+    },
+    /// To links so fast that a copy shows.
+    Piped(Pipe),
+}
+
+/// A batch's memory, used again.
+#[derive(Default)]
+struct Spare {
+    bytes: Vec<u8>,
+    pipe: Option<Pipe>,
 }
 
 /// What the reading thread gives back.
@@ -42,10 +64,7 @@ enum Sending {
     Messages {
         sent: usize,
     },
-    Blocks {
-        batch: Batch,
-        sent: usize,
-    },
+    Blocks(Batch),
 }
 
 #[derive(Default)]
@@ -56,8 +75,7 @@ pub struct Outbox {
     wanted: Vec<Block>,
     reading: Option<JoinHandle<BatchRead>>,
     ready: Option<Batch>,
-    /// A batch's memory, used again.
-    spare: Vec<u8>,
+    spare: Spare,
     batch_bytes: usize,
 }
 
@@ -76,34 +94,39 @@ impl Outbox {
         !matches!(self.sending, Sending::Nothing)
     }
 
-    /// What to write next; empty when there is nothing.
-    pub fn bytes(&self) -> &[u8] {
+    /// Of what is being sent.
+    pub fn left_bytes(&self) -> usize {
         match &self.sending {
-            Sending::Nothing => &[],
-            Sending::Messages { sent } => &self.messages[*sent..],
-            Sending::Blocks { batch, sent } => &batch.bytes[*sent..],
+            Sending::Nothing => 0,
+            Sending::Messages { sent } => self.messages.len() - sent,
+            Sending::Blocks(batch) => batch.bytes.left(),
         }
     }
 
-    pub fn advance(&mut self, count: usize) {
-        match &mut self.sending {
-            Sending::Nothing => {}
-            Sending::Messages { sent } => {
-                *sent += count;
-                if *sent == self.messages.len() {
-                    self.messages.clear();
-                    self.sending = Sending::Nothing;
-                }
+    /// Writes at most so many bytes of it; returns how many the stream took.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it takes none now; anything else breaks it.
+    pub fn write(&mut self, stream: &impl PeerStream, most_bytes: usize) -> io::Result<usize> {
+        let took = match &mut self.sending {
+            Sending::Nothing => return Ok(0),
+            Sending::Messages { sent } => write_some(stream, &self.messages, sent, most_bytes)?,
+            Sending::Blocks(Batch { bytes: Bytes::Copied { bytes, sent }, .. }) => {
+                write_some(stream, bytes, sent, most_bytes)?
             }
-            Sending::Blocks { batch, sent } => {
-                *sent += count;
-                if *sent == batch.bytes.len() {
+            Sending::Blocks(Batch { bytes: Bytes::Piped(pipe), .. }) => stream.try_write_pipe(pipe, most_bytes)?,
+        };
+        if self.left_bytes() == 0 {
+            match std::mem::take(&mut self.sending) {
+                Sending::Nothing => {}
+                Sending::Messages { .. } => self.messages.clear(),
+                Sending::Blocks(mut batch) => {
                     self.sent_blocks.append(&mut batch.blocks);
-                    self.spare = std::mem::take(&mut batch.bytes);
-                    self.sending = Sending::Nothing;
+                    self.spare.keep(batch.bytes);
                 }
             }
         }
+        Ok(took)
     }
 
     /// Blocks whose last byte the socket has taken since the last call.
@@ -126,7 +149,7 @@ impl Outbox {
             if !self.messages.is_empty() {
                 self.sending = Sending::Messages { sent: 0 };
             } else if let Some(batch) = self.ready.take() {
-                self.sending = Sending::Blocks { batch, sent: 0 };
+                self.sending = Sending::Blocks(batch);
             }
         }
         if self.reading.is_some() || self.ready.is_some() {
@@ -140,15 +163,23 @@ impl Outbox {
         }
     }
 
-    /// Starts reading the blocks that [`Outbox::fill`] chose, off the runtime.
-    pub fn start_reading(&mut self, torrent: &Arc<Torrent>, active: &Arc<Active>) {
-        if self.wanted.is_empty() || self.reading.is_some() || self.ready.is_some() {
+    /// Starts fetching the blocks that [`Outbox::fill`] chose, off the runtime.
+    pub fn start_reading(&mut self, core: &Core, torrent: &Arc<Torrent>, active: &Arc<Active>) {
+        if self.reading.is_some() || self.ready.is_some() {
+            return;
+        }
+        if self.wanted.is_empty() {
+            if !self.has_bytes() {
+                // Nobody takes anything: a pipe is others'.
+                self.spare = Spare::default();
+            }
             return;
         }
         let blocks = std::mem::take(&mut self.wanted);
-        let bytes = std::mem::take(&mut self.spare);
+        let spare = std::mem::take(&mut self.spare);
+        let pipes = (self.batch_bytes == MAX_BATCH_BYTES).then(|| core.pipe_permits.clone());
         let (torrent, active) = (torrent.clone(), active.clone());
-        self.reading = Some(tokio::task::spawn_blocking(move || read_batch(&torrent, &active, blocks, bytes)));
+        self.reading = Some(tokio::task::spawn_blocking(move || fetch_batch(&torrent, &active, blocks, spare, pipes)));
     }
 
     /// Resolves when the batch under way has been read; never if there is none.
@@ -175,9 +206,39 @@ impl Outbox {
     }
 }
 
-fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes: Vec<u8>) -> BatchRead {
-    let total = blocks.iter().map(|b| b.len() as usize + PIECE_HEADER_BYTES).sum();
-    bytes.resize(total, 0);
+fn write_some(stream: &impl PeerStream, bytes: &[u8], sent: &mut usize, most_bytes: usize) -> io::Result<usize> {
+    let left = &bytes[*sent..];
+    let took = stream.try_write_vectored(&[IoSlice::new(&left[..most_bytes.min(left.len())])])?;
+    *sent += took;
+    Ok(took)
+}
+
+impl Bytes {
+    fn left(&self) -> usize {
+        match self {
+            Bytes::Copied { bytes, sent } => bytes.len() - sent,
+            Bytes::Piped(pipe) => pipe.held_bytes(),
+        }
+    }
+}
+
+impl Spare {
+    fn keep(&mut self, of: Bytes) {
+        match of {
+            Bytes::Copied { bytes, .. } => self.bytes = bytes,
+            Bytes::Piped(pipe) => self.pipe = Some(pipe),
+        }
+    }
+}
+
+/// `pipes` where the link is fast.
+fn fetch_batch(
+    torrent: &Torrent,
+    active: &Active,
+    blocks: Vec<Block>,
+    spare: Spare,
+    pipes: Option<Arc<Semaphore>>,
+) -> BatchRead {
     let layout = active.meta.layout();
     let unchanged = |block: &Block| {
         active.storage.unchanged(layout.piece_start(block.piece()) + u64::from(block.begin()), u64::from(block.len()))
@@ -187,18 +248,43 @@ fn read_batch(torrent: &Torrent, active: &Active, blocks: Vec<Block>, mut bytes:
     if !blocks.iter().take(looked_at).all(unchanged) {
         return BatchRead::Failed(blocks);
     }
+    // Where there is no pipe, or it cannot be filled, a copy is as good.
+    let pipe = pipes.and_then(|pipes| spare.pipe.or_else(|| Pipe::new(pipes.try_acquire_owned().ok()?).ok()));
+    let bytes = match pipe.and_then(|pipe| pipe_blocks(active, &blocks, pipe).ok()) {
+        Some(pipe) => Ok(Bytes::Piped(pipe)),
+        None => copy_blocks(active, &blocks, spare.bytes).map(|bytes| Bytes::Copied { bytes, sent: 0 }),
+    };
+    match bytes {
+        Ok(bytes) => BatchRead::Read(Batch { bytes, blocks }),
+        Err(error) => {
+            tracing::warn!(torrent = %torrent.summary.name, %error, "a block could not be read");
+            BatchRead::Failed(blocks)
+        }
+    }
+}
+
+fn pipe_blocks(active: &Active, blocks: &[Block], mut pipe: Pipe) -> Result<Pipe, StorageError> {
+    let layout = active.meta.layout();
+    for block in blocks {
+        pipe.push(&message::encode_piece_header((*block).into())).map_err(StorageError::Root)?;
+        let start = layout.piece_start(block.piece()) + u64::from(block.begin());
+        active.storage.visit(start, u64::from(block.len()), |file, at, len| pipe.push_file(file, at, len))?;
+    }
+    Ok(pipe)
+}
+
+fn copy_blocks(active: &Active, blocks: &[Block], mut bytes: Vec<u8>) -> Result<Vec<u8>, StorageError> {
+    bytes.resize(blocks.iter().map(|b| b.len() as usize + PIECE_HEADER_BYTES).sum(), 0);
+    let layout = active.meta.layout();
     let mut at = 0;
-    for block in &blocks {
+    for block in blocks {
         let (header, rest) = bytes[at..].split_at_mut(PIECE_HEADER_BYTES);
         header.copy_from_slice(&message::encode_piece_header((*block).into()));
         let start = layout.piece_start(block.piece()) + u64::from(block.begin());
-        if let Err(error) = active.storage.read(start, &mut rest[..block.len() as usize]) {
-            tracing::warn!(torrent = %torrent.summary.name, %error, "a block could not be read");
-            return BatchRead::Failed(blocks);
-        }
+        active.storage.read(start, &mut rest[..block.len() as usize])?;
         at += PIECE_HEADER_BYTES + block.len() as usize;
     }
-    BatchRead::Read(Batch { bytes, blocks })
+    Ok(bytes)
 }
 
 #[cfg(test)]

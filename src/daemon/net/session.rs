@@ -6,7 +6,7 @@
 //! read, so the peer feels the pressure of our disk) → *filling* (the payload goes from the socket straight into its
 //! own buffer) → framing; or framing → *skipping* (payload nobody wants) → framing.
 
-use std::io::{self, IoSlice, IoSliceMut};
+use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -341,21 +341,19 @@ impl<S: PeerStream> Session<S> {
                 if let Some(bytes) = bound {
                     self.stream.bound_unsent(bytes);
                 }
-                self.outbox.start_reading(&self.torrent, &self.active);
+                self.outbox.start_reading(&self.core, &self.torrent, &self.active);
                 if !self.outbox.has_bytes() {
                     return Ok(false);
                 }
             }
-            let bytes = self.outbox.bytes();
-            let allowed = self.up.allowed(bytes.len());
+            let allowed = self.up.allowed(self.outbox.left_bytes());
             if allowed == 0 {
                 return Ok(false);
             }
-            match self.stream.try_write_vectored(&[IoSlice::new(&bytes[..allowed])]) {
+            match self.outbox.write(&self.stream, allowed) {
                 Ok(0) => return Err(SessionEnd::Closed),
                 Ok(sent) => {
                     self.up.moved(sent);
-                    self.outbox.advance(sent);
                     self.spoke = self.core.clock.now();
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(true),

@@ -7,6 +7,8 @@ use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::pipe::Pipe;
+
 /// A connected, ordered, reliable stream that never blocks.
 pub trait PeerStream: Send + Sync + 'static {
     /// Resolves when a read (always) or a write (if `write`) may make progress.
@@ -26,6 +28,12 @@ pub trait PeerStream: Send + Sync + 'static {
     /// # Errors
     /// `WouldBlock` when nothing can be taken; anything else breaks the stream.
     fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize>;
+
+    /// Writes at most so many bytes of what a pipe holds.
+    ///
+    /// # Errors
+    /// `WouldBlock` when nothing can be taken; anything else breaks the stream.
+    fn try_write_pipe(&self, pipe: &mut Pipe, most_bytes: usize) -> io::Result<usize>;
 
     /// Takes no more than about so many bytes beyond what is on its way: what waits there cannot be taken back. `None`
     /// lifts the bound. Best effort: a stream that cannot do it takes more.
@@ -49,6 +57,10 @@ impl PeerStream for TcpStream {
 
     fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
         TcpStream::try_write_vectored(self, buffers)
+    }
+
+    fn try_write_pipe(&self, pipe: &mut Pipe, most_bytes: usize) -> io::Result<usize> {
+        self.try_io(Interest::WRITABLE, || pipe.send(self, most_bytes))
     }
 
     fn bound_unsent(&self, bytes: Option<u32>) {
