@@ -2,10 +2,9 @@
 //! honest is banned.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -22,7 +21,7 @@ use rand::{Rng, RngCore, SeedableRng};
 use crate::support::content::{MIB, assert_same, drop_in};
 use crate::support::net::{Host, Net};
 use crate::support::peer::{Peer, Tracker};
-use crate::support::process::{peak_resident_bytes, run};
+use crate::support::process::peak_resident_bytes;
 use crate::support::scripted::on_host;
 use crate::support::{folder, gate, secs};
 
@@ -41,8 +40,6 @@ struct Target {
     tracker: SocketAddr,
     control: PathBuf,
     key: InfoHash,
-    /// Where the leecher's further trackers are.
-    liar: SocketAddr,
 }
 
 /// What an attacker has done, and when it is to end.
@@ -238,83 +235,15 @@ fn bad_control(target: &Target, seen: &Seen) {
     }
 }
 
-/// What the paths of a lying tracker are called, each before `/announce`.
-const LIES: [&str; 6] = ["endless", "bomb", "loop", "page", "crowd", "half"];
-
-/// Trackers that whoever announces to them should not have: answers without end, bombs, rings of redirects, pages, crowds of
-/// peers that are none, and half of an answer.
-fn lies(target: &Target, seen: &Seen) {
-    let listener = TcpListener::bind(target.liar).expect("listen");
-    listener.set_nonblocking(true).expect("a socket that does not block");
-    let bomb = run(Command::new("sh").args(["-c", "head -c 200000000 /dev/zero | gzip"]), secs(60)).stdout;
-    // Ports and addresses that nobody should dial, and ten thousand that nobody answers at.
-    let mut crowd = [&[127, 0, 0, 1, 0, 22][..], &[224, 0, 0, 1, 26, 225], &[198, 18, 0, 2, 0, 0]].concat();
-    (0..10_000_u16).for_each(|n| crowd.extend([198, 18, 200, n as u8, 30 + (n >> 8) as u8, n as u8]));
-    thread::scope(|scope| {
-        while !seen.stop.load(Ordering::Relaxed) {
-            let Ok((mut stream, _)) = listener.accept() else {
-                thread::sleep(PAUSE);
-                continue;
-            };
-            seen.tries.fetch_add(1, Ordering::Relaxed);
-            let (bomb, crowd) = (&bomb, &crowd);
-            scope.spawn(move || {
-                let limits = stream.set_nonblocking(false).and_then(|()| stream.set_read_timeout(Some(secs(1))));
-                limits.and_then(|()| stream.set_write_timeout(Some(secs(1)))).expect("a socket");
-                let mut asked = [0; 2_048];
-                let len = stream.read(&mut asked).unwrap_or(0);
-                let asked = String::from_utf8_lossy(&asked[..len]).into_owned();
-                let lie = LIES.iter().find(|lie| asked.contains(&format!("/{lie}/"))).copied().unwrap_or("page");
-                tell(lie, &mut stream, seen, bomb, crowd);
-                seen.drain(&mut stream);
-            });
-        }
-    });
-}
-
-fn tell(lie: &str, stream: &mut TcpStream, seen: &Seen, bomb: &[u8], crowd: &[u8]) {
-    let answer = |head: &str, body: &[u8]| [format!("HTTP/1.1 {head}\r\n\r\n").as_bytes(), body].concat();
-    let zeros = [b'0'; 65_536];
-    match lie {
-        "endless" => {
-            let begun = seen.write(stream, &answer("200 OK", b"d8:intervali"));
-            while begun && seen.write(stream, &zeros) {}
-        }
-        "bomb" => {
-            let head = format!("200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {}", bomb.len());
-            seen.write(stream, &answer(&head, bomb));
-        }
-        "loop" => {
-            seen.write(stream, &answer("302 Found\r\nLocation: /loop/announce\r\nContent-Length: 0", b""));
-        }
-        "crowd" => {
-            let mut body = format!("d8:intervali0e12:min intervali-1e5:peers{}:", crowd.len()).into_bytes();
-            body.extend(crowd);
-            body.push(b'e');
-            let head = format!("200 OK\r\nContent-Length: {}", body.len());
-            seen.write(stream, &answer(&head, &body));
-        }
-        "half" => {
-            seen.write(stream, &answer("200 OK\r\nContent-Length: 100000", b"d8:intervali9"));
-        }
-        _ => {
-            let body = "<html>".repeat(200_000);
-            let head = format!("200 OK\r\nContent-Type: text/html\r\nContent-Length: {}", body.len());
-            seen.write(stream, &answer(&head, body.as_bytes()));
-        }
-    }
-}
-
 type Attack = fn(&Target, &Seen);
 
-const ATTACKS: [(&str, Attack); 7] = [
+const ATTACKS: [(&str, Attack); 6] = [
     ("10,000 silent connections", silence),
     ("a million requests, nothing read", gluttony),
     ("messages that may not be", nonsense),
     ("HTTP without end", bad_http),
     ("datagrams of noise", bad_datagrams),
     ("a hostile client of the control socket", bad_control),
-    ("trackers that lie", lies),
 ];
 
 struct UnderWay {
@@ -363,7 +292,7 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     let net = Net::new(4);
     let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
     let seeder = Peer::start(&net.hosts[1], folder.path(), "S", &tracker);
-    let mut leecher = Peer::start(&net.hosts[2], folder.path(), "L", &tracker);
+    let leecher = Peer::start(&net.hosts[2], folder.path(), "L", &tracker);
     let original = drop_in(&seeder.upload(), "honest.bin", 1, FILE_BYTES);
     let hit = tracker.wait_hit("honest.bin", secs(120));
     leecher.host.shape(None, Some(LINK_MBIT));
@@ -374,25 +303,15 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     });
     let undisturbed = undisturbed.min().expect("three fetches");
 
-    let peaks = |leecher: &Peer| {
-        [&seeder.process, &leecher.process, &tracker.process].map(|process| peak_resident_bytes(process.pid()))
-    };
-    let before = peaks(&leecher);
-    let liar = SocketAddr::new(net.hosts[3].ip, 8_000);
-    let urls = LIES.map(|lie| format!("--tracker=http://{liar}/{lie}/announce"));
-    let ip = tracker.ip();
-    let args: Vec<&str> = [&*ip, "6969"].into_iter().chain(urls.iter().map(String::as_str)).collect();
-    leecher.process.terminate();
-    assert!(leecher.process.wait(secs(50)).success());
-    leecher = Peer::start_with(&net.hosts[2], folder.path(), "L", &args);
     let key = hit["key"].as_str().and_then(|key| key.parse().ok()).expect("a key");
     let target = Arc::new(Target {
         peer: (seeder.host.ip, 6881).into(),
         tracker: (tracker.host.ip, 6969).into(),
         control: seeder.home.join("state/peerd.sock"),
         key,
-        liar,
     });
+    let daemons = [("S", &seeder.process), ("L", &leecher.process), ("the tracker", &tracker.process)];
+    let before = daemons.map(|(_, process)| peak_resident_bytes(process.pid()));
     let attacks = begin(&net.hosts[3], &target);
     thread::sleep(secs(3));
     let mut disturbed = fetch(&leecher);
@@ -405,8 +324,8 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     end(attacks);
     println!("undisturbed {undisturbed:.1?}, disturbed {disturbed:.1?}");
     assert_same(&original, &leecher.downloads().join("honest.bin"));
-    let daemons = [("S", &seeder.process), ("L", &leecher.process), ("the tracker", &tracker.process)];
-    for ((name, process), (before, after)) in daemons.into_iter().zip(before.into_iter().zip(peaks(&leecher))) {
+    for ((name, process), before) in daemons.into_iter().zip(before) {
+        let after = peak_resident_bytes(process.pid());
         println!("{name}: at most {} MiB before, {} MiB after", before / MIB, after / MIB);
         assert!(after < before + MOST_GROWTH_BYTES, "{name} grew from {before} to {after} bytes");
         assert!(!process.log().contains("panicked"), "{name}:\n{}", process.log());
