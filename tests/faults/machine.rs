@@ -66,7 +66,7 @@ impl Machine {
         make_folder(&home);
         let mut command = host.command(program);
         at_home(&mut command, &home);
-        command.args(args).arg("--foreground").env("LD_PRELOAD", &shim.library).envs(shim.env.clone());
+        command.args(args).arg("--foreground").env("LD_PRELOAD", &shim.object).envs(shim.env.clone());
         let process = Process::start(name, &mut command, &home.join("log"));
         Machine { host: host.clone(), home, process }
     }
@@ -89,7 +89,7 @@ impl Machine {
 }
 
 struct Shim {
-    library: PathBuf,
+    object: PathBuf,
     clock: File,
     env: Vec<(&'static str, PathBuf)>,
 }
@@ -98,15 +98,15 @@ impl Shim {
     #[track_caller]
     fn compile(folder: &Path) -> Shim {
         use std::io::Write;
-        let (library, clock) = (folder.join("shim.so"), folder.join("clock"));
+        let (object, clock) = (folder.join("shim.so"), folder.join("clock"));
         let mut cc = Command::new("cc");
-        cc.args(["-shared", "-fPIC", "-O1", "-x", "c", "-", "-o"]).arg(&library).stdin(Stdio::piped());
+        cc.args(["-shared", "-fPIC", "-O1", "-x", "c", "-", "-o"]).arg(&object).stdin(Stdio::piped());
         let mut cc = cc.spawn().expect("start cc");
         cc.stdin.take().expect("a pipe").write_all(SHIM.as_bytes()).expect("a listening cc");
         assert!(cc.wait().expect("cc").success());
         std::fs::write(&clock, 0_i64.to_ne_bytes()).expect("a clock");
         let file = File::options().write(true).open(&clock).expect("a clock");
-        Shim { library, clock: file, env: vec![("TEST_CLOCK", clock)] }
+        Shim { object, clock: file, env: vec![("TEST_CLOCK", clock)] }
     }
 
     /// Every clock of the test is off by this, from now on.
