@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
@@ -52,6 +53,8 @@ use crate::wire::name::{FileName, NameError, RelPath};
 
 /// design.md section 6: sessions of one torrent.
 pub const MAX_SESSIONS_PER_TORRENT: usize = 50;
+/// How long a torrent is news: those who heard of it come within the hour.
+const NEWS: Duration = Duration::from_secs(3_600);
 /// Warnings kept for `peerctl status`.
 const MAX_WARNINGS: usize = 20;
 /// A request window's bound per peer: 1 Gbit/s over 40 ms of round trip is 5 MB in flight.
@@ -377,6 +380,7 @@ impl Core {
             window_max_bytes: WINDOW_MAX_BYTES,
             windows_total_bytes: DEFAULT_BUDGET_BYTES as u64,
             sequential: false,
+            crowd_expected: self.is_news(torrent),
         };
         let mut book = KnownPeers::new(MAX_SESSIONS_PER_TORRENT, self.random_u64());
         for own in &self.listening {
@@ -394,6 +398,12 @@ impl Core {
             retired: false,
         };
         Ok((Active::new(meta, storage, inner), regained))
+    }
+
+    /// Whether it was added a short while ago, and since we were started: what was there before has met its crowd.
+    fn is_news(&self, torrent: &Torrent) -> bool {
+        let age_s = self.clock.unix_seconds().saturating_sub(torrent.summary.added);
+        age_s <= NEWS.min(self.clock.now().since(self.started)).as_secs()
     }
 
     /// Pieces that an earlier run wrote and could not commit, and that are right as they lie.

@@ -104,6 +104,7 @@ impl Scenario {
                 window_max_bytes: 8 << 20,
                 windows_total_bytes: 32 << 20,
                 sequential: false,
+                crowd_expected: true,
             },
             threads: 1,
             limit: Duration::from_secs(24 * 3600),

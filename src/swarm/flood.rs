@@ -91,6 +91,7 @@ mod tests {
             window_max_bytes: 1 << 20,
             windows_total_bytes: 1 << 20,
             sequential: false,
+            crowd_expected: true,
         };
         let have = if have { Bitfield::full(PIECES) } else { Bitfield::empty(PIECES) };
         let mut swarm = Swarm::new(config, layout, have, 1);

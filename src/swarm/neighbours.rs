@@ -111,6 +111,7 @@ mod tests {
             window_max_bytes: 8 << 20,
             windows_total_bytes: 64 << 20,
             sequential: false,
+            crowd_expected: true,
         };
         let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[0x80], 2).unwrap(), 1);
         for id in 0..count {

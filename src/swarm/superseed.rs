@@ -3,10 +3,11 @@
 //!
 //! It works by masquerade, so that every client plays along: a peer that connects is told that we have nothing, and
 //! then of single pieces (HAVE), each shown to it alone; nobody asks for what it was not shown. To each peer enough is
-//! shown to keep its pipe full. A piece is *fresh* (shown to nobody, and nobody has it) → *promised* (shown to, or asked
-//! for by, some session) → *copied* (a session says that it has it, or was sent all of it a moment ago). When every
-//! piece is copied, and none lies with a peer that does not pass it on, the swarm can live without us: the veils are
-//! lifted, everybody is told of all we have.
+//! shown to keep its pipe full. Who comes alone for what is no news any more is told of everything at once: one peer is
+//! no crowd, and if others follow after all, it costs them a few pieces sent twice. A piece is *fresh* (shown to nobody,
+//! and nobody has it) → *promised* (shown to, or asked for by, some session) → *copied* (a session says that it has it,
+//! or was sent all of it a moment ago). When every piece is copied, and none lies with a peer that does not pass it on,
+//! the swarm can live without us: the veils are lifted, everybody is told of all we have.
 //!
 //! What is asked for is always served, shown or not.
 
@@ -242,6 +243,11 @@ impl Veil {
         }
     }
 
+    /// Of a peer whose first message from us says that we have everything.
+    fn lifted(now: Time, pieces: u32) -> Veil {
+        Veil { shown: Bitfield::full(pieces), lifted: Some(pieces), ..Veil::new(now, pieces) }
+    }
+
     /// Whether the peer passes on what it alone is sent.
     fn judge(&mut self, now: Time) {
         let mut lies = false;
@@ -269,6 +275,11 @@ impl Veil {
 }
 
 impl Session {
+    /// Not told of everything that we have.
+    pub(super) fn is_veiled(&self) -> bool {
+        self.veil.as_ref().is_some_and(|veil| veil.lifted.is_none())
+    }
+
     /// When it will have been sent what it was promised, as far as one can tell: seconds.
     fn seconds_to_promised(&self, veil: &Veil, now: Time) -> f64 {
         let rate = self.up.rate.bytes_per_s(now);
@@ -301,18 +312,19 @@ impl Session {
 impl Swarm {
     /// Whether the peer has been, or is being, told of everything that we have.
     pub fn is_open_to(&self, id: SessionId) -> bool {
-        let open = |session: &Session| session.veil.as_ref().is_none_or(|veil| veil.lifted.is_some());
-        self.sessions.get(&id).is_some_and(open)
+        self.sessions.get(&id).is_some_and(|session| !session.is_veiled())
     }
 
     /// The veil for a peer that connects, if it is to have one. A seed that nobody is connected to begins anew.
     pub(super) fn veil_newcomer(&mut self, now: Time) -> Option<Veil> {
         let layout = self.layout();
-        if self.sessions.is_empty() {
+        let is_first = self.sessions.is_empty();
+        if is_first {
             let begins = self.is_complete() && layout.piece_count() >= MIN_PIECES;
             self.super_seed = begins.then(|| SuperSeed::new(layout, &mut self.picker.rng));
         }
-        self.super_seed.as_ref().map(|_| Veil::new(now, layout.piece_count()))
+        let veil = if is_first && !self.config.crowd_expected { Veil::lifted } else { Veil::new };
+        self.super_seed.as_ref().map(|_| veil(now, layout.piece_count()))
     }
 
     /// Everybody is told of everything.
@@ -639,12 +651,17 @@ mod tests {
 
     impl Seed {
         fn new() -> Seed {
+            Seed::of(true)
+        }
+
+        fn of(crowd_expected: bool) -> Seed {
             let layout = Layout::new(u64::from(PIECES * PIECE_BYTES), u64::from(PIECE_BYTES)).unwrap();
             let config = SwarmConfig {
                 max_block_bytes: 128 << 10,
                 window_max_bytes: 8 << 20,
                 windows_total_bytes: 64 << 20,
                 sequential: false,
+                crowd_expected,
             };
             Seed(Swarm::new(config, layout, Bitfield::full(PIECES), 7))
         }
@@ -837,6 +854,22 @@ mod tests {
             seed.0.handle_timeout(at(2_100));
             assert_eq!(seed.tells(at(2_100), 1).len(), PIECES as usize - shown, "interested: {interested}");
         }
+    }
+
+    #[test]
+    fn of_what_is_no_news_the_first_peer_is_told_at_once_and_who_follows_is_shown_other_pieces() {
+        let mut seed = Seed::of(false);
+        let first = SessionInfo { identity: Identity::Key([9; 32]), fast: true };
+        seed.0.open(START, SessionId(9), first);
+        assert_eq!(seed.messages(START, 9), [Message::HaveAll]);
+        assert!(seed.0.is_open_to(SessionId(9)));
+        seed.hears(START, 9, Message::HaveNone);
+        seed.hears(START, 9, Message::Interested);
+        seed.0.set_choke(SessionId(9), false);
+        let taken: BTreeSet<u32> = (0..PIECES / 2).collect();
+        taken.iter().for_each(|&piece| seed.fetches(START, 9, piece));
+        let shown = seed.crowd().concat();
+        assert!(shown.iter().all(|piece| !taken.contains(piece)), "{shown:?}");
     }
 
     #[test]

@@ -459,6 +459,7 @@ impl Node {
             window_max_bytes: 8 << 20,
             windows_total_bytes: 64 << 20,
             sequential: setup.sequential,
+            crowd_expected: true,
         };
         let pieces = layout.piece_count();
         let have = if setup.seed { Bitfield::full(pieces) } else { Bitfield::empty(pieces) };

@@ -40,6 +40,8 @@ pub struct SwarmConfig {
     pub windows_total_bytes: u64,
     /// In file order instead of rarest first.
     pub sequential: bool,
+    /// It is news, and many may come for it: as a lone seed we do not show everything to the first of them either.
+    pub crowd_expected: bool,
 }
 
 /// What the shell has to do, beside sending.
@@ -168,7 +170,7 @@ impl Swarm {
         let (layout, have) = (self.layout(), self.picker.have());
         let mut session = Session::new(now, id, info, layout.piece_count(), self.log.end());
         session.veil = veil;
-        let shows_none = have.is_empty() || session.veil.is_some();
+        let shows_none = have.is_empty() || session.is_veiled();
         if info.fast && shows_none {
             session.send(&Message::HaveNone);
         } else if info.fast && have.is_full() {
@@ -564,6 +566,7 @@ mod tests {
             window_max_bytes: 8 << 20,
             windows_total_bytes: 64 << 20,
             sequential: true,
+            crowd_expected: true,
         };
         let mut swarm = Swarm::new(config, layout, Bitfield::from_wire(&[have], 8).unwrap(), 1);
         swarm.open(NOW, ID, SessionInfo { identity: Identity::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)), fast });
@@ -869,6 +872,7 @@ mod tests {
             window_max_bytes: 8 << 20,
             windows_total_bytes: 8 * 16_384,
             sequential: false,
+            crowd_expected: true,
         };
         let mut swarm = Swarm::new(config, layout, Bitfield::empty(64), 1);
         for id in (1..=4).map(SessionId) {
