@@ -1,19 +1,22 @@
 //! trackerd is killed in the midst of publications, withdrawals, announces and searches, again and again. What was
 //! answered must hold afterwards, however busy the machine is, and registry, search and `search_content.txt` must say the same.
+//! In the end who has joined ten seconds before must be known.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use ed25519_dalek::SigningKey;
+use peerd::wire::announce::MAX_SCRAPE_HASHES;
 use peerd::wire::catalogue::SearchQuery;
 use peerd::wire::id::InfoHash;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::million::exchange;
 use crate::names::Names;
 use crate::server::{Http, Trackerd, Udp, announce, free_address, local_ip};
 use crate::torrent::torrent;
@@ -21,6 +24,11 @@ use crate::torrent::torrent;
 const PUBLISHERS: u32 = 3;
 /// Keys in one question.
 const KEYS_AT_ONCE: usize = 10_000;
+/// While no more swarms change within [`KEPT_AFTER`], a kill costs nothing that is older.
+const SWARMS_AT_ONCE: u32 = 20_000;
+const KEPT_AFTER: Duration = Duration::from_secs(10);
+/// Announces under way at once.
+const WINDOW: usize = 64;
 
 /// What became of one torrent of a round.
 struct Told {
@@ -88,7 +96,61 @@ pub fn run(folder: &Path, rounds: u32) -> Result<()> {
         );
     }
     println!("killed {rounds} times: registry, search and search_content.txt are right");
+    swarms_are_kept(folder, trackerd, &names, rounds)
+}
+
+/// Joins as many swarms at once as the tracker promises to keep up with, beside publications and searches. Killed ten
+/// seconds after the last join, it knows every one of them.
+fn swarms_are_kept(folder: &Path, mut trackerd: Trackerd, names: &Names, round: u32) -> Result<()> {
+    let address = trackerd.address;
+    let joins: Vec<(u32, InfoHash, u64)> = (0..SWARMS_AT_ONCE).map(|n| (n, swarm(n), 1)).collect();
+    let stop = AtomicBool::new(false);
+    let lag_s = std::thread::scope(|scope| {
+        let stop = &stop;
+        for n in 0..PUBLISHERS {
+            scope.spawn(move || publish(address, names, n, round, stop));
+        }
+        scope.spawn(|| search_on(address, names, stop));
+        let lag_s = join_and_watch(&trackerd, &joins);
+        let dead = trackerd.kill9();
+        stop.store(true, Ordering::Relaxed);
+        dead.and(lag_s)
+    })?;
+    let _trackerd = Trackerd::start(folder, address)?;
+    let udp = Udp::connect(address, local_ip(6, 2))?;
+    let mut kept = 0;
+    for part in joins.chunks(MAX_SCRAPE_HASHES) {
+        kept += udp.scrape(part.iter().map(|(_, key, _)| *key).collect())?.iter().filter(|it| it.leechers == 1).count();
+    }
+    ensure!(kept == joins.len(), "{kept} of {SWARMS_AT_ONCE} swarms are there that had changed 10 s before the kill");
+    println!(
+        "killed 10 s after {SWARMS_AT_ONCE} swarms had changed: all are there; the most that the lag was is {lag_s} s"
+    );
     Ok(())
+}
+
+/// Until ten seconds have passed since the last join; the most seconds that `/metrics` said the disk is behind.
+fn join_and_watch(trackerd: &Trackerd, joins: &[(u32, InfoHash, u64)]) -> Result<u64> {
+    let udp = Udp::connect(trackerd.address, local_ip(6, 1))?;
+    for window in joins.chunks(WINDOW) {
+        exchange(&udp, window)?;
+    }
+    let joined = Instant::now();
+    ensure!(trackerd.metric("trackerd_unwritten_swarms")? > 0, "nothing waits to be written, says /metrics");
+    let mut most_s = 0;
+    while joined.elapsed() < KEPT_AFTER {
+        most_s = most_s.max(trackerd.metric("trackerd_unwritten_swarms_oldest_seconds")?);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    ensure!(most_s > 0, "the lag does not show in /metrics");
+    Ok(most_s)
+}
+
+/// A swarm of this part alone.
+fn swarm(n: u32) -> InfoHash {
+    let mut key = [0x5A; InfoHash::LEN];
+    key[..4].copy_from_slice(&n.to_be_bytes());
+    InfoHash::new(key)
 }
 
 /// Publishes, and withdraws every fifth again, until the tracker is gone.

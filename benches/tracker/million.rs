@@ -127,7 +127,8 @@ fn enter_peers(trackerd: &Trackerd, keys: &[InfoHash], peers: u32) -> Result<()>
     Ok(())
 }
 
-fn exchange(udp: &Udp, window: &[(u32, InfoHash, u64)]) -> Result<()> {
+/// Announces these peers, `n` deciding which, until each is answered.
+pub fn exchange(udp: &Udp, window: &[(u32, InfoHash, u64)]) -> Result<()> {
     let mut waiting: Vec<u32> = window.iter().map(|(n, ..)| *n).collect();
     let mut reply = [0; 2_048];
     for _ in 0..20 {

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use ed25519_dalek::{Signer, SigningKey};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use peerd::wire::announce::{AnnounceRequest, Event};
+use peerd::wire::announce::{AnnounceRequest, Event, ScrapeEntry};
 use peerd::wire::auth::{Authorization, signing_text};
 use peerd::wire::catalogue::{SearchQuery, SearchReply};
 use peerd::wire::id::{InfoHash, PeerId};
@@ -195,6 +195,21 @@ impl Udp {
         Request::Announce { connection_id: self.connection_id, transaction_id, announce }.encode(&mut datagram);
         self.socket.send(&datagram)?;
         Ok(())
+    }
+
+    /// The counts of these swarms, in their order.
+    pub fn scrape(&self, info_hashes: Vec<InfoHash>) -> Result<Vec<ScrapeEntry>> {
+        let (mut datagram, mut reply) = (Vec::new(), [0; 2_048]);
+        Request::Scrape { connection_id: self.connection_id, transaction_id: 1, info_hashes }.encode(&mut datagram);
+        for _ in 0..20 {
+            self.socket.send(&datagram)?;
+            let Ok(bytes) = self.socket.recv(&mut reply) else { continue };
+            match Response::decode(&reply[..bytes], Family::V4)? {
+                Response::Scrape { entries, .. } => return Ok(entries),
+                other => bail!("a scrape is answered {other:?}"),
+            }
+        }
+        bail!("scrapes are not answered");
     }
 }
 

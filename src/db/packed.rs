@@ -125,6 +125,12 @@ fn split(full_key: &[u8]) -> Option<(&[u8], u8, &[u8])> {
     Some((&full_key[..at], full_key[at], &full_key[at + 1..]))
 }
 
+/// The records of a row, with their keys' hashes. All are hashed before the first is looked up: then a start waits for the
+/// memory of several at once.
+fn hashed<'a>(hasher: &RandomState, content: &'a [u8]) -> Vec<(u64, &'a [u8], Option<&'a [u8]>)> {
+    Records(content).map(|(key, value)| (hasher.hash_one(key), key, value)).collect()
+}
+
 fn row_key(table: &[u8], row: u32) -> Vec<u8> {
     [table, &[PACKED], &row.to_be_bytes()].concat()
 }
@@ -152,13 +158,13 @@ impl Packing {
             tracing::error!(%table, row, "a row of the database is damaged: its records are lost");
             return;
         };
-        for (key, value) in Records(content) {
-            let hash = self.hasher.hash_one(key);
+        let hashed = hashed(&self.hasher, content);
+        log.records += hashed.len();
+        for (hash, _, value) in hashed {
             match value {
                 Some(_) => log.rows.insert(hash, row),
                 None => log.rows.remove(&hash),
             };
-            log.records += 1;
         }
     }
 
@@ -208,10 +214,9 @@ impl Packing {
         let Some((table, PACKED, number)) = split(full_row_key) else { return Vec::new() };
         let number = number.try_into().ok().map(u32::from_be_bytes);
         let (Some(log), Some(number)) = (self.logs.get(table), number) else { return Vec::new() };
-        let holds = |(key, value): (&'a [u8], Option<&'a [u8]>)| {
-            (log.rows.get(&self.hasher.hash_one(key)) == Some(&number)).then_some((key, value?))
-        };
-        Records(record::open(VERSION, row).unwrap_or_default()).filter_map(holds).collect()
+        let hashed = hashed(&self.hasher, record::open(VERSION, row).unwrap_or_default());
+        let holding = hashed.into_iter().filter(|(hash, ..)| log.rows.get(hash) == Some(&number));
+        holding.filter_map(|(_, key, value)| Some((key, value?))).collect()
     }
 
     /// Rows that the packed tables have, and the records in them.

@@ -221,6 +221,7 @@ impl Catalogue {
         let seedless = seedless::load(&*store)?;
         let stored = registry::stored(&*store, left_out)?;
         let mut parts = Vec::new();
+        tables.entries.reserve(stored.len());
         for Share { part, entries } in load_on_all_cores(stored, &segments, |key, entry| {
             entry.seedless = seedless.get(key).copied().unwrap_or(Seedless::since(unix_seconds));
         }) {
@@ -319,7 +320,7 @@ impl Catalogue {
             None => self.segments.append(&metainfo.with_announce(None))?,
         };
         let summary = Summary::of(metainfo);
-        let words = summary.prepare(key, Some(metainfo));
+        let words = summary.document(key, Some(metainfo), Prepared::new);
         let (added, seedless) = (unix_seconds, Seedless::since(unix_seconds));
         let entry = Entry { summary, position, added, publishers: Vec::new(), withdrawn_at: None, seedless };
         Ok(Some((entry, words)))
@@ -493,13 +494,13 @@ fn load_on_all_cores(
         shares.push(stored.split_off(stored.len().saturating_sub(each)));
     }
     let load = |share: Vec<Stored>| {
-        let (mut builder, mut entries) = (Builder::default(), Vec::with_capacity(share.len()));
+        let (mut builder, mut entries) = (Builder::with_capacity(share.len()), Vec::with_capacity(share.len()));
         for stored in share {
             let Some(loaded) = stored.load(|position| segments.read(position), left_out) else { continue };
             let Loaded { key, mut entry, metainfo } = loaded;
             complete(&key, &mut entry);
             if entry.is_found() {
-                builder.push(entry.summary.prepare(key, metainfo.as_ref()));
+                entry.summary.document(key, metainfo.as_ref(), |document| builder.push(document));
             }
             entries.push((key, Box::new(entry)));
         }
@@ -524,8 +525,8 @@ fn content_file(
     segments: &SegmentLog,
 ) -> std::io::Result<ContentFile> {
     let found = entries.iter().filter(|(_, entry)| entry.is_found());
-    let lines = found.map(|(key, entry)| (*key, entry.summary.lines)).collect();
-    let (mut content, missing) = ContentFile::open(state_dir, &lines)?;
+    let lines = found.map(|(key, entry)| (*key, entry.summary.lines));
+    let (mut content, missing) = ContentFile::open(state_dir, lines)?;
     for key in missing {
         let Some(entry) = entries.get(&key) else { continue };
         if entry.summary.single_file {

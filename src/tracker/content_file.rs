@@ -16,6 +16,8 @@ use crate::wire::name::{escape_for_terminal, split_extension};
 pub const FILE_NAME: &str = "search_content.txt";
 /// No line is longer: a name of 255 bytes, each escaped in six characters, and what stands around it.
 const MAX_LINE_BYTES: usize = 255 * 6 + 128;
+/// In place of the lines that are held of a torrent: all that it has.
+const RIGHT: u32 = 0;
 
 /// One line, as the format demands it to the letter.
 pub fn line(file_name: &str, key: &InfoHash) -> String {
@@ -26,7 +28,9 @@ pub fn line(file_name: &str, key: &InfoHash) -> String {
 
 /// The torrent that a line belongs to; `None` for a line that is not whole.
 fn key_of(line: &str) -> Option<InfoHash> {
-    line.strip_suffix(".torrent\n")?.rsplit_once(" tor : ")?.1.parse().ok()
+    let rest = line.strip_suffix(".torrent\n")?;
+    let (rest, key) = rest.split_at_checked(rest.len().checked_sub(2 * InfoHash::LEN)?)?;
+    if rest.ends_with(" tor : ") { key.parse().ok() } else { None }
 }
 
 pub struct ContentFile {
@@ -35,17 +39,18 @@ pub struct ContentFile {
 }
 
 impl ContentFile {
-    /// Opens the file in `state_dir` and makes it hold what it must: `lines_of` says how many lines a live torrent has.
-    /// The torrents whose lines are missing, for [`ContentFile::append`].
+    /// Opens the file in `state_dir` and makes it hold what it must: `live` says how many lines, one at least, each torrent
+    /// has that can be found. The torrents whose lines are missing, for [`ContentFile::append`].
     ///
     /// # Errors
     /// When the disk fails.
     pub fn open(
         state_dir: &Path,
-        live: &HashMap<InfoHash, u32, BuildKeyedHasher>,
+        live: impl Iterator<Item = (InfoHash, u32)>,
     ) -> io::Result<(ContentFile, Vec<InfoHash>)> {
         let path = state_dir.join(FILE_NAME);
-        let mut held: HashMap<InfoHash, u32, BuildKeyedHasher> = HashMap::default();
+        let room = live.size_hint().1.unwrap_or_default();
+        let mut held: HashMap<InfoHash, u32, _> = HashMap::with_capacity_and_hasher(room, BuildKeyedHasher);
         let mut broken = false;
         for_each_line(&path, |line| {
             match key_of(line) {
@@ -54,11 +59,16 @@ impl ContentFile {
             }
             Ok(())
         })?;
-        let right = |key: &InfoHash| live.get(key).is_some_and(|lines| held.get(key) == Some(lines));
-        if broken || held.keys().any(|key| !right(key)) {
-            rewrite(&path, right)?;
+        let (mut right, mut missing) = (0, Vec::new());
+        for (key, lines) in live {
+            match held.get_mut(&key) {
+                Some(held) if *held == lines => (*held, right) = (RIGHT, right + 1),
+                _ => missing.push(key),
+            }
         }
-        let missing = live.keys().filter(|key| !right(key)).copied().collect();
+        if broken || right < held.len() {
+            rewrite(&path, |key| held.get(key) == Some(&RIGHT))?;
+        }
         let file = OpenOptions::new().append(true).create(true).open(&path)?;
         Ok((ContentFile { path, file }, missing))
     }
@@ -157,7 +167,7 @@ mod tests {
     fn publishes_and_withdrawals() {
         let dir = tempfile::tempdir().unwrap();
         let read = || fs::read_to_string(dir.path().join(FILE_NAME)).unwrap();
-        let (mut file, missing) = ContentFile::open(dir.path(), &HashMap::default()).unwrap();
+        let (mut file, missing) = ContentFile::open(dir.path(), std::iter::empty()).unwrap();
         assert!(missing.is_empty());
         let lines: Vec<String> = (1..5).map(|n| line(&format!("file{n}.txt"), &key(n))).collect();
         file.append(&lines.concat()).unwrap();
@@ -192,14 +202,14 @@ mod tests {
         let torn = &line("d", &key(4))[..30];
         let before = line("1", &key(1)) + &line("a.txt", &key(2)) + &line("3", &key(3)) + torn;
         fs::write(&path, before).unwrap();
-        let live = [(key(1), 1), (key(2), 2), (key(4), 1)].into_iter().collect();
-        let (mut file, mut missing) = ContentFile::open(dir.path(), &live).unwrap();
+        let live = [(key(1), 1), (key(2), 2), (key(4), 1)];
+        let (mut file, mut missing) = ContentFile::open(dir.path(), live.into_iter()).unwrap();
         missing.sort();
         assert_eq!(missing, [key(2), key(4)]);
         file.append(&two).unwrap();
         file.append(&line("d", &key(4))).unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), line("1", &key(1)) + &two + &line("d", &key(4)));
-        let (_, missing) = ContentFile::open(dir.path(), &live).unwrap();
+        let (_, missing) = ContentFile::open(dir.path(), live.into_iter()).unwrap();
         assert!(missing.is_empty());
     }
 }

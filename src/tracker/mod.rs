@@ -60,6 +60,8 @@ use crate::db::{SledStore, StoreError};
 
 /// How often the tables are looked after.
 const UPKEEP_EVERY: Duration = Duration::from_millis(500);
+/// Torrents whose seeders are told at once: some milliseconds.
+const SEEDERS_AT_ONCE: usize = 5_000;
 /// In upkeeps: the interfaces are looked at every 30 s.
 const ADDRESSES_EVERY: u64 = 60;
 /// In upkeeps: what was withdrawn an hour ago, or was without a seeder for too long, goes within a minute.
@@ -255,6 +257,7 @@ impl Prepared {
             (keeper.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), catalogue)
         });
         let (keeper, catalogue) = (Arc::new(keeper?), Arc::new(catalogue?));
+        catalogue.rank_by(|key| announcer.swarms.scrape(key).seeders);
         Ok(Prepared { bound, proxy_header, options, announcer, ids, store, catalogue, keeper })
     }
 
@@ -309,6 +312,15 @@ pub fn commands_for_others(addresses: &[SocketAddr]) -> Vec<String> {
     commands
 }
 
+/// Tells the index which torrents have how many seeders by now. Searches wait for a part of it at a time.
+fn tell_seeders(announcer: &Announcer, catalogue: &Catalogue, unix_seconds: u64) {
+    let mut changed = Vec::new();
+    announcer.swarms.drain_changed(|key, counts| changed.push((*key, counts.seeders)));
+    for part in changed.chunks(SEEDERS_AT_ONCE) {
+        catalogue.set_seeders(part.to_vec(), unix_seconds);
+    }
+}
+
 /// The thread that looks after the tables: drops the silent, tells the index who has seeders.
 struct Upkeep {
     stop: Option<SyncSender<()>>,
@@ -326,9 +338,7 @@ impl Upkeep {
         let run = move || {
             for round in 0_u64.. {
                 announcer.swarms.expire(clock.now());
-                let mut changed = Vec::new();
-                announcer.swarms.drain_changed(|key, counts| changed.push((*key, counts.seeders)));
-                catalogue.set_seeders(changed, clock.unix_seconds());
+                tell_seeders(&announcer, &catalogue, clock.unix_seconds());
                 if round % ADDRESSES_EVERY == ADDRESSES_EVERY - 1 {
                     announcer.own.refresh();
                 }

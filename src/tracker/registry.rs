@@ -1,5 +1,6 @@
 //! What is known of each published torrent, in memory and as it lies in the store.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::io;
 use std::ops::ControlFlow;
@@ -11,7 +12,7 @@ use super::auth::Publisher;
 use super::catalogue::seedless::Seedless;
 use super::content_file;
 use super::publishers::PublisherNumber;
-use super::search::{Document, Prepared};
+use super::search::Document;
 use crate::db::journal::Journal;
 use crate::db::record::{Record, RecordError, decode_record, encode_record};
 use crate::db::segments::{Position, SegmentError};
@@ -90,16 +91,17 @@ impl Summary {
         if self.single_file { split_extension(&self.name).1 } else { "-" }
     }
 
-    /// For the index. `metainfo` is needed for a torrent of several files alone.
-    pub fn prepare(&self, key: InfoHash, metainfo: Option<&Metainfo>) -> Prepared {
-        let mut types = BTreeSet::from([self.file_type().to_owned()]);
+    /// Shows `take` what a search finds it by. `metainfo` is needed for a torrent of several files alone.
+    pub fn document<T>(&self, key: InfoHash, metainfo: Option<&Metainfo>, take: impl FnOnce(Document<'_>) -> T) -> T {
+        let mut types = BTreeSet::from([Cow::Borrowed(self.file_type())]);
         let files = metainfo.filter(|_| !self.single_file).map(Metainfo::files).unwrap_or_default();
-        for file in files.iter().filter(|file| !file.padding) {
-            types.insert(split_extension(&file.path.file_name().to_string_lossy()).1.to_owned());
+        let files = files.iter().filter(|file| !file.padding);
+        for file in files.clone() {
+            types.insert(split_extension(&file.path.file_name().to_string_lossy()).1.to_owned().into());
         }
-        let paths = files.iter().filter(|file| !file.padding).map(|file| file.path.to_string_lossy().into_owned());
-        let paths = &mut std::iter::once(self.path.to_string()).chain(paths);
-        Prepared::new(Document { key, name: &self.name, paths, types: &types, size: self.size })
+        let paths = files.map(|file| file.path.to_string_lossy());
+        let mut paths = std::iter::once(Cow::Borrowed(&*self.path)).chain(paths);
+        take(Document { key, name: &self.name, paths: &mut paths, types: &types, size: self.size })
     }
 }
 

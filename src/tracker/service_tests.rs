@@ -454,6 +454,22 @@ fn seeders_order_hits_as_they_come_and_go() {
     running.stop();
 }
 
+/// Before anything has looked after the tables.
+#[test]
+fn the_first_search_after_a_start_knows_the_seeders() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = Running::on_loopback(dir.path());
+    let (one, two) = (torrent("tale one", &[]), torrent("tale two", &[]));
+    for metainfo in [&one, &two] {
+        assert_eq!(running.send("POST", "/torrents", "", metainfo.raw()).status, 201);
+    }
+    udp_announce(running.v4(), &AnnounceRequest { info_hash: one.info_hash(), ..request(1, 0, Event::Started) });
+    running.stop();
+    let options = TrackerOptions { listen: vec!["127.0.0.1:0".parse().unwrap()], ..TrackerOptions::new(dir.path()) };
+    let prepared = Prepared::new(options, Arc::new(SystemClock::new())).unwrap();
+    assert_eq!(super::catalogue::tests::found(&prepared.catalogue, "tale"), ["tale one", "tale two"]);
+}
+
 #[test]
 fn a_second_tracker_is_told_what_to_type() {
     let dir = tempfile::tempdir().unwrap();

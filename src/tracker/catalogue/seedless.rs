@@ -120,19 +120,28 @@ impl Patience {
 }
 
 impl Catalogue {
+    /// All numbers of seeders, for the order of hits alone: a start tells them before the first search.
+    pub fn rank_by(&self, seeders: impl Fn(&InfoHash) -> u32) {
+        self.write().index.set_all_seeders(seeders);
+    }
+
     /// The numbers of seeders that changed: for the order of hits, and for the time without any. Blocking: what was
     /// hidden is read again.
     pub fn set_seeders(&self, mut counts: Vec<(InfoHash, u32)>, unix_seconds: u64) {
+        let mut hidden = Vec::new();
         {
             // Most swarms may be of torrents that were never published here.
             let tables = self.read();
-            counts.retain(|(key, _)| tables.is_live(key));
+            counts.retain(|(key, seeders)| {
+                let live = tables.live(key);
+                hidden.extend(live.filter(|entry| *seeders > 0 && entry.seedless.hidden).map(|_| *key));
+                live.is_some()
+            });
         }
         if counts.is_empty() {
             return;
         }
-        let seeded = counts.iter().filter(|(_, seeders)| *seeders > 0);
-        let returned: Vec<(Prepared, String)> = seeded.filter_map(|(key, _)| self.prepare_hidden(key)).collect();
+        let returned: Vec<(Prepared, String)> = hidden.iter().filter_map(|key| self.prepare_hidden(key)).collect();
         let _turn = self.turn();
         let mut tables = self.write();
         let mut pending = self.scribe.pending();
@@ -167,7 +176,7 @@ impl Catalogue {
             (entry.summary.clone(), entry.position)
         };
         let metainfo = self.segments.read(position).ok().and_then(|bytes| Metainfo::parse(&bytes).ok())?;
-        Some((summary.prepare(*key, Some(&metainfo)), registry::content_lines(&metainfo)))
+        Some((summary.document(*key, Some(&metainfo), Prepared::new), registry::content_lines(&metainfo)))
     }
 
     /// Hides and drops what nobody has seeded for so long, a part of it at a time. To be called every minute or so.

@@ -9,21 +9,25 @@ mod build;
 mod postings;
 mod set;
 mod typo;
+mod word;
 mod words;
 
+use std::borrow::Cow;
+use std::collections::btree_map::Entry;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{Hash, Hasher};
-use std::ops::Bound;
 
 use super::keyed_hash::BuildKeyedHasher;
 use crate::wire::catalogue::{Match, SearchQuery};
 use crate::wire::id::InfoHash;
+use crate::wire::name::split_extension;
 use best::Best;
 pub use build::{Builder, Part};
 use postings::{Postings, Within};
 use set::Set;
-use words::{QueryWord, WordList};
+use word::Word;
+use words::{QueryWord, WordList, Words};
 
 /// Words of one query: what a person types, and no lever for slow queries.
 pub const MAX_QUERY_WORDS: usize = 32;
@@ -45,9 +49,9 @@ pub struct Document<'a> {
     pub key: InfoHash,
     pub name: &'a str,
     /// The path below upload/ and those of the files of a multi-file torrent.
-    pub paths: &'a mut dyn Iterator<Item = String>,
+    pub paths: &'a mut dyn Iterator<Item = Cow<'a, str>>,
     /// Extensions of its files.
-    pub types: &'a BTreeSet<String>,
+    pub types: &'a BTreeSet<Cow<'a, str>>,
     pub size: u64,
 }
 
@@ -68,18 +72,27 @@ impl Prepared {
 
     pub fn new(document: Document<'_>) -> Prepared {
         let mut words = WordList::default();
-        words::name_words(document.name, &mut words);
-        for path in document.paths {
-            words::name_words(&path, &mut words);
-            if words.is_full() && !words.each_once() {
+        let Torrent { key, size, names } = document.tell(&mut words);
+        words.each_once();
+        Prepared { key, size, words, names }
+    }
+}
+
+impl Document<'_> {
+    /// Tells the words that it is found by, with repetitions, and what is kept of it beside them.
+    fn tell(self, words: &mut impl Words) -> Torrent {
+        let Document { key, name, paths, types, size } = self;
+        words::name_words(name, words);
+        for path in paths {
+            words::name_words(&path, words);
+            if words.is_full() {
                 break;
             }
         }
-        document.types.iter().for_each(|file_type| words.push(&type_word(file_type)));
-        words.each_once();
-        let (stem, _) = crate::wire::name::split_extension(document.name);
-        let names = [digest(&words::plain(document.name)), digest(&words::plain(stem))];
-        Prepared { key: document.key, size: document.size, words, names }
+        types.iter().for_each(|file_type| words.push(&type_word(file_type)));
+        let (stem, _) = split_extension(name);
+        let names = [digest(&words::plain(name)), digest(&words::plain(stem))];
+        Torrent { key, size, names }
     }
 }
 
@@ -104,7 +117,7 @@ pub struct Index {
     standings: Vec<Standing>,
     numbers: HashMap<InfoHash, u32, BuildKeyedHasher>,
     live: Set,
-    dictionary: BTreeMap<Box<str>, Postings>,
+    dictionary: BTreeMap<Word, Postings>,
     /// Letters beyond ASCII that occur: what a typo may have replaced.
     letters: BTreeSet<char>,
 }
@@ -173,14 +186,14 @@ impl Index {
         }
         let Ok(number) = u32::try_from(self.torrents.len()) else { return };
         for word in prepared.words.iter() {
-            match self.dictionary.get_mut(word) {
-                Some(postings) => {
-                    postings.push(number);
-                    postings.pack();
+            match self.dictionary.entry(Word::new(word)) {
+                Entry::Occupied(mut known) => {
+                    known.get_mut().push(number);
+                    known.get_mut().pack();
                 }
-                None => {
-                    self.letters.extend(word.chars().filter(|char| !char.is_ascii()));
-                    self.dictionary.insert(word.into(), Postings::One(number));
+                Entry::Vacant(new) => {
+                    self.letters.extend(new.key().beyond_ascii());
+                    new.insert(Postings::One(number));
                 }
             }
         }
@@ -204,6 +217,13 @@ impl Index {
     pub fn set_seeders(&mut self, key: &InfoHash, seeders: u32) {
         if let Some(standing) = self.numbers.get(key).and_then(|number| self.standings.get_mut(*number as usize)) {
             standing.seeders = seeders;
+        }
+    }
+
+    /// The same for all torrents.
+    pub fn set_all_seeders(&mut self, seeders: impl Fn(&InfoHash) -> u32) {
+        for (torrent, standing) in self.torrents.iter().zip(&mut self.standings) {
+            standing.seeders = seeders(&torrent.key);
         }
     }
 
@@ -301,9 +321,13 @@ impl Index {
         (exact, either)
     }
 
+    fn postings(&self, word: &str) -> Option<&Postings> {
+        self.dictionary.get(&Word::new(word))
+    }
+
     /// About how many torrents have the word.
     fn frequency(&self, word: &QueryWord) -> usize {
-        let of = |word: &str| self.dictionary.get(word).map_or(0, Postings::len);
+        let of = |word: &str| self.postings(word).map_or(0, Postings::len);
         let parts = word.parts.iter().map(|part| of(part)).min().unwrap_or_default();
         match of(&word.whole) + parts {
             0 => FREQUENCY_OF_OTHERS,
@@ -343,12 +367,12 @@ impl Index {
     /// As prefix, unless the word is short and stands somewhere.
     fn beginning(&self, word: &str, within: Within<'_>) -> Set {
         let short = word.chars().count() < PREFIX_FROM_CHARS;
-        if short && self.dictionary.contains_key(word) { self.exact(word, within) } else { self.prefix(word, within) }
+        if short && self.postings(word).is_some() { self.exact(word, within) } else { self.prefix(word, within) }
     }
 
     fn exact(&self, word: &str, within: Within<'_>) -> Set {
         let mut set = Set::default();
-        if let Some(postings) = self.dictionary.get(word) {
+        if let Some(postings) = self.postings(word) {
             postings.add_to(&mut set, within);
         }
         set
@@ -356,8 +380,9 @@ impl Index {
 
     fn prefix(&self, word: &str, within: Within<'_>) -> Set {
         let mut set = Set::default();
-        let from = (Bound::Included(word), Bound::Unbounded);
-        for (_, postings) in self.dictionary.range::<str, _>(from).take_while(|(other, _)| other.starts_with(word)) {
+        let from = Word::new(word);
+        let onward = self.dictionary.range::<Word, _>(&from..);
+        for (_, postings) in onward.take_while(|(other, _)| other.starts_with(&from, word.len())) {
             postings.add_to(&mut set, within);
         }
         set
@@ -366,7 +391,7 @@ impl Index {
     fn add_typos(&self, word: &QueryWord, within: Within<'_>, set: &mut Set) {
         if !word.unspaced && word.whole.chars().count() >= TYPO_FROM_CHARS {
             typo::one_away(&word.whole, &self.letters, |near| {
-                if let Some(postings) = self.dictionary.get(near) {
+                if let Some(postings) = self.postings(near) {
                     postings.add_to(set, within);
                 }
             });
@@ -432,20 +457,24 @@ mod tests {
         InfoHash::new(bytes)
     }
 
-    fn document(n: usize, name: &str, path: &str, size: u64) -> Prepared {
-        let types = BTreeSet::from([crate::wire::name::split_extension(name).1.to_owned()]);
-        let paths = &mut std::iter::once(path.to_owned());
-        Prepared::new(Document { key: number(n), name, paths, types: &types, size })
+    fn document<T>(n: usize, name: &str, path: &str, size: u64, take: impl FnOnce(Document<'_>) -> T) -> T {
+        let types = BTreeSet::from([Cow::from(split_extension(name).1)]);
+        let paths = &mut std::iter::once(Cow::from(path));
+        take(Document { key: number(n), name, paths, types: &types, size })
     }
 
     fn enter(index: &mut Index, n: usize, name: &str, path: &str, size: u64) {
-        index.insert(document(n, name, path, size));
+        index.insert(document(n, name, path, size, Prepared::new));
     }
 
     /// The `n`th of [`NAMES`].
-    pub(super) fn prepared(n: usize) -> Prepared {
+    pub(super) fn named<T>(n: usize, take: impl FnOnce(Document<'_>) -> T) -> T {
         let (name, path, _) = NAMES[n];
-        document(n, name, path, 1_000 * n as u64)
+        document(n, name, path, 1_000 * n as u64, take)
+    }
+
+    pub(super) fn prepared(n: usize) -> Prepared {
+        named(n, Prepared::new)
     }
 
     pub(super) fn catalogue() -> Index {

@@ -40,6 +40,16 @@ impl Postings {
         }
     }
 
+    /// Of one number, with room for as many as will come.
+    pub fn first(number: u32, will_be: usize) -> Postings {
+        if will_be <= 1 {
+            return Postings::One(number);
+        }
+        let mut numbers = Vec::with_capacity(will_be);
+        numbers.push(number);
+        Postings::Many(numbers)
+    }
+
     /// A number greater than all before.
     pub fn push(&mut self, number: u32) {
         match self {
@@ -81,17 +91,24 @@ impl Postings {
         }
     }
 
-    /// The same, counted from another beginning.
-    pub fn moved(self, by: u32) -> Postings {
+    /// Adds as much to each number.
+    pub fn shift(&mut self, by: u32) {
         match self {
-            Postings::One(number) => Postings::One(number + by),
-            many => Postings::Many(many.numbers().iter().map(|number| number + by).collect()),
+            Postings::One(number) => *number += by,
+            Postings::Many(numbers) => numbers.iter_mut().for_each(|number| *number += by),
+            Postings::Dense(set, _) => *self = Postings::Many(set.iter().map(|number| number + by).collect()),
         }
     }
 
     /// Numbers greater than all before.
     pub fn append(&mut self, others: &Postings) {
-        *self = Postings::Many([self.numbers(), others.numbers()].concat());
+        let mut all = match &mut *self {
+            Postings::Many(numbers) => std::mem::take(numbers),
+            other => other.numbers().into_owned(),
+        };
+        all.reserve_exact(others.len());
+        all.extend_from_slice(&others.numbers());
+        *self = Postings::Many(all);
     }
 
     /// Numbers anew, in the same order; `None` when nobody is left.
@@ -144,6 +161,11 @@ mod tests {
         };
         assert_eq!(halved(&list), halved(&set));
         assert!(halved(&set).1);
-        assert_eq!(list.moved(7).numbers(), set.moved(7).numbers());
+        let changed = |mut postings: Postings| {
+            postings.shift(7);
+            postings.append(&Postings::One(30_000));
+            postings.numbers().into_owned()
+        };
+        assert_eq!(changed(list), changed(set));
     }
 }

@@ -8,6 +8,8 @@ use super::MAX_QUERY_WORDS;
 const MAX_WORD_CHARS: usize = 64;
 /// Words taken from one torrent: enough for some thousand file names; a folder of 200,000 is found by the first of them.
 pub const MAX_WORDS: usize = 20_000;
+/// So many words come before a full list is looked through for repetitions again.
+const LOOK_EVERY: usize = 1_000;
 /// A longer text is taken apart with more care for its length.
 const MAX_PLAIN_BYTES: usize = 4_096;
 
@@ -39,32 +41,32 @@ pub fn query_words(text: &str) -> Vec<QueryWord> {
         .collect()
 }
 
-/// Words of a torrent, one behind the other: a million torrents are taken apart at a start.
+/// What takes the words of a torrent, one after the other.
+pub trait Words {
+    /// May have come before.
+    fn push(&mut self, word: &str);
+    /// Whether [`MAX_WORDS`] different ones have come.
+    fn is_full(&mut self) -> bool;
+}
+
+/// Words of a torrent, one behind the other.
 #[derive(Default)]
 pub struct WordList {
     text: String,
     /// Where each begins and ends.
     spans: Vec<(u32, u32)>,
+    /// So many have been looked at for repetitions.
+    looked_at: usize,
 }
 
 impl WordList {
-    pub fn push(&mut self, word: &str) {
-        let begin = self.text.len() as u32;
-        self.text.push_str(word);
-        self.spans.push((begin, self.text.len() as u32));
-    }
-
-    /// Takes out the repetitions; says whether there is room for more words.
-    pub fn each_once(&mut self) -> bool {
+    /// Takes out the repetitions.
+    pub fn each_once(&mut self) {
         let text = &self.text;
         let word = |(begin, end): (u32, u32)| &text[begin as usize..end as usize];
         self.spans.sort_unstable_by(|one, other| word(*one).cmp(word(*other)));
         self.spans.dedup_by(|one, other| word(*one) == word(*other));
-        !self.is_full()
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.spans.len() >= MAX_WORDS
+        self.looked_at = self.spans.len();
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &str> {
@@ -72,8 +74,24 @@ impl WordList {
     }
 }
 
-/// Adds every word that a name can be found by, with repetitions.
-pub fn name_words(text: &str, words: &mut WordList) {
+impl Words for WordList {
+    fn push(&mut self, word: &str) {
+        let begin = self.text.len() as u32;
+        self.text.push_str(word);
+        self.spans.push((begin, self.text.len() as u32));
+    }
+
+    fn is_full(&mut self) -> bool {
+        // Not at each of many repetitions: that would be a sort for every file name.
+        if self.spans.len() >= MAX_WORDS.max(self.looked_at + LOOK_EVERY) {
+            self.each_once();
+        }
+        self.looked_at >= MAX_WORDS
+    }
+}
+
+/// Tells every word that a name can be found by, with repetitions.
+pub fn name_words(text: &str, words: &mut impl Words) {
     if plain_ascii_words(text, words) {
         return;
     }
@@ -101,7 +119,7 @@ pub fn name_words(text: &str, words: &mut WordList) {
 }
 
 /// The same for what most names are, without a copy of each word: a quarter of the time. Nothing is added to the others.
-fn plain_ascii_words(text: &str, words: &mut WordList) -> bool {
+fn plain_ascii_words(text: &str, words: &mut impl Words) -> bool {
     let Some(runs) = plain_ascii_runs(text) else { return false };
     let mut lower = [0; MAX_WORD_CHARS];
     for run in runs {
@@ -120,10 +138,9 @@ fn plain_ascii_words(text: &str, words: &mut WordList) -> bool {
             }
             let number = run[piece].is_ascii_digit();
             words.push(&word[piece..at]);
-            // A number belongs to the letters before it, and then what it belongs to has ended.
-            let number_follows = !number && here.is_some_and(|here| here.is_ascii_digit());
-            if !number_follows {
-                words.push(&word[if number && letters_before { chunk } else { piece }..at]);
+            // A number belongs to the letters before it.
+            if number && letters_before {
+                words.push(&word[chunk..at]);
             }
             (chunk, piece, letters_before) = (piece, at, !number);
         }
@@ -379,6 +396,18 @@ mod tests {
     fn plain_form_ignores_punctuation() {
         assert_eq!(plain("Some.Name_(2020)"), plain("some name 2020"));
         assert_ne!(plain("a b"), plain("ab"));
+    }
+
+    #[test]
+    fn repetitions_leave_room_for_others() {
+        let mut words = WordList::default();
+        let mut push = |word: &str| {
+            words.push(word);
+            words.is_full()
+        };
+        assert!((0..3 * MAX_WORDS).all(|_| !push("same")));
+        let others = (0..2 * MAX_WORDS).take_while(|n| !push(&n.to_string())).count();
+        assert!((MAX_WORDS - 2..MAX_WORDS + LOOK_EVERY).contains(&others), "{others}");
     }
 
     #[test]

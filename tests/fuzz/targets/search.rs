@@ -1,5 +1,6 @@
 //! The query of a search, and the search itself in a small catalogue.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
@@ -28,12 +29,11 @@ const NAMES: [&str; 8] = [
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
     let mut index = Index::default();
     for (number, name) in (0..).zip(NAMES) {
-        let types = BTreeSet::from([split_extension(name).1.to_owned()]);
         let document = Document {
             key: InfoHash::new([number; 20]),
             name,
-            paths: &mut std::iter::once("series/one".to_owned()),
-            types: &types,
+            paths: &mut std::iter::once(Cow::from("series/one")),
+            types: &BTreeSet::from([Cow::from(split_extension(name).1)]),
             size: u64::from(number) << 20,
         };
         index.insert(Prepared::new(document));
