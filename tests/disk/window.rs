@@ -1,11 +1,16 @@
-//! Reading stops when one commit window is at stake. What the victim has read is told by the kernel: what lies in the
-//! sockets at either end is nobody's yet, however much they hold.
+//! What may be lost: one commit window, and reading stops when that much is at stake. What the victim has read is told by
+//! the kernel: what lies in the sockets at either end is nobody's yet, however much they hold.
 
-use super::victim::Victim;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::crash::seed;
+use super::victim::{Victim, crash, look};
 use crate::support::content::{MIB, drop_in};
-use crate::support::disk::{Call, Fault, Rule};
+use crate::support::disk::{Call, Fault, Leaves, Moment, Rule};
 use crate::support::net::{Host, Net};
 use crate::support::peer::{Peer, Tracker};
+use crate::support::process::signal;
 use crate::support::scripted::{Script, Scripted};
 use crate::support::{folder, gate, secs, wait_for, wait_until};
 
@@ -55,8 +60,10 @@ impl<'a> Read<'a> {
 }
 
 #[test]
-fn reading_stops_at_64_mib_uncommitted() {
+fn reading_stops_at_64_mib_uncommitted_and_a_power_cut_takes_no_more() {
     let _turn = gate::heavy();
+    let seed = seed();
+    let mut rng = SmallRng::seed_from_u64(seed);
     let folder = folder();
     let net = Net::new(2);
     let tracker = Tracker::start(&net.hosts[0], &folder.path().join("T"));
@@ -71,8 +78,8 @@ fn reading_stops_at_64_mib_uncommitted() {
     let most = UNCOMMITTED_MAX_BYTES + BESIDE_BYTES;
 
     // No sync of its data comes back: nothing can be committed.
-    let read = Read::begin(&net.hosts[1], &from);
-    let _process = victim.start();
+    let mut read = Read::begin(&net.hosts[1], &from);
+    let mut process = victim.start();
     victim.disk.order(Rule::all(Call::Sync, "downloads", Fault::Stall));
     victim.ctl(&["get", "--detach", NAME]).expect_success();
     let bytes = read.settled(60);
@@ -81,4 +88,26 @@ fn reading_stops_at_64_mib_uncommitted() {
     assert!((UNCOMMITTED_MAX_BYTES / 2..most).contains(&bytes), "{bytes} bytes were read with no commit");
     victim.disk.heal();
     read.goes_on(bytes + MIB);
+
+    let mut recorded_before = 0;
+    for cut in 0..2 {
+        victim.disk.cut_at(Moment::Byte(rng.random_range(MIB..70 * MIB)));
+        assert!(victim.disk.wait_cut(secs(60)), "seed {seed}, cut {cut}: nothing was written");
+        // The more it still reads, the more there is to lose.
+        read.settled(20);
+        signal(process.pid(), "STOP");
+        let bytes = read.bytes();
+        crash(&victim.disk, &mut process, Leaves::Nothing);
+        let found = look(&victim.disk, folder.path(), &format!("seed {seed}, cut {cut}")).remove(0);
+        let recorded = u64::from(found.recorded) * found.piece_bytes;
+        let lost = bytes.saturating_sub(recorded - recorded_before);
+        println!("cut {cut}: {lost} bytes lost of {bytes}");
+        assert!(lost <= most, "seed {seed}, cut {cut}: {lost} bytes are lost of {bytes}");
+        read = Read::begin(&net.hosts[1], &from);
+        process = victim.start();
+        let row = victim.list().into_iter().find(|row| row["name"] == NAME).expect("the download");
+        assert!(row["have_bytes"].as_u64() >= Some(recorded), "seed {seed}, cut {cut}: {recorded} on record, {row}");
+        read.goes_on(MIB);
+        recorded_before = recorded;
+    }
 }
