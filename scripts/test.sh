@@ -23,6 +23,7 @@ needed='
     python3 python3
     rsync rsync
     setpriv util-linux
+    ss iproute2
     strace strace
     systemd-analyze systemd
     tc iproute2

@@ -2,7 +2,7 @@
 //! the torrents' books.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -248,7 +248,8 @@ async fn announce(core: &Arc<Core>, job: &Job) -> Outcome {
     let torrent = core.torrent(job.info_hash);
     let request = request(core, job, torrent.as_deref());
     match core.trackers.announce(&job.url, &request).await {
-        Ok(response) => {
+        Ok(mut response) => {
+            response.peers.retain(|peer| may_name(&job.url, peer.ip()));
             let outcome =
                 Outcome::Answered { interval_s: response.interval_s, min_interval_s: response.min_interval_s };
             if let Some(torrent) = torrent.filter(|_| job.event != Event::Stopped) {
@@ -288,6 +289,13 @@ fn request(core: &Core, job: &Job, torrent: Option<&Torrent>) -> AnnounceRequest
         no_peer_id: true,
         ip: None,
     }
+}
+
+/// What is on this machine is named by our own tracker, or by one on this machine: others would have us knock at services
+/// that trust whoever reaches them.
+fn may_name(tracker: &TrackerUrl, peer: IpAddr) -> bool {
+    let on_this_machine = |host: &str| host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    !peer.to_canonical().is_loopback() || tracker.is_ours() || on_this_machine(&tracker.endpoint().0)
 }
 
 /// Peers that a tracker named are dialled.
@@ -334,6 +342,21 @@ impl Core {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peers_on_this_machine_are_named_by_trackers_on_it_and_by_ours() {
+        let foreign = |text: &str| TrackerUrl::parse(text).unwrap();
+        let named = |tracker: &TrackerUrl, ip: &str| may_name(tracker, ip.parse().unwrap());
+        let elsewhere = [foreign("http://198.18.0.1/announce"), foreign("udp://t.example:6969")];
+        for tracker in &elsewhere {
+            let here = ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1"];
+            assert!(here.iter().all(|ip| !named(tracker, ip)), "{tracker}");
+            assert!(named(tracker, "10.0.0.1") && named(tracker, "2001:db8::1"), "{tracker}");
+        }
+        let here = [foreign("http://127.0.0.1/announce"), foreign("udp://[::1]:6969"), foreign("http://localhost/x")];
+        assert!(here.iter().all(|tracker| named(tracker, "127.0.0.1")));
+        assert!(named(&TrackerUrl::Ours(OurTracker::new("10.0.0.1", 6969)), "127.0.0.1"));
+    }
 
     #[test]
     fn a_tracker_that_nothing_was_announced_to_does_as_its_catalogue_does() {

@@ -80,7 +80,7 @@ impl Torrent {
         let (mut next, mut written) = (None, None);
         let mut given = Vec::new();
         let mut suspect = false;
-        let done = match done {
+        let mut done = match done {
             Ok(done) => done,
             Err(error) => {
                 let mut inner = active.lock();
@@ -94,6 +94,8 @@ impl Torrent {
                 return;
             }
         };
+        // Dropped when a piece has been queued: at no moment are its bytes counted nowhere.
+        let buffers = done.take_buffers();
         {
             let mut inner = active.lock();
             match inner.assembly.done(done) {
@@ -113,6 +115,7 @@ impl Torrent {
                 }
             }
         }
+        drop(buffers);
         if let Some(work) = next {
             self.start_disk_work(core, active, work);
         }

@@ -5,7 +5,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
@@ -156,6 +156,20 @@ impl Host {
         let fields: Vec<u64> = line.split_whitespace().map(|field| field.parse().expect("a counter")).collect();
         // What the switch receives on the port is what the host sent.
         Carried { sent: fields[0], received: fields[8] }
+    }
+
+    /// What programs on this host have read, headers of any protocol above TCP included, from the connections to `peer`
+    /// that are open.
+    pub fn read_from(&self, peer: SocketAddr) -> u64 {
+        let mut ss = self.command("ss");
+        ss.args(["--no-header", "--oneline", "--tcp", "--numeric", "--info", "dst", &peer.to_string()]);
+        let output = run(&mut ss, secs(10)).expect_success();
+        let read = |line: &str| -> Option<u64> {
+            let unread: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+            let received = line.split_whitespace().find_map(|word| word.strip_prefix("bytes_received:"));
+            Some(received.map_or(0, |bytes| bytes.parse().expect("a counter")) - unread)
+        };
+        output.text().lines().filter_map(read).sum()
     }
 
     /// The processes on this host whose program is called `name`.

@@ -203,7 +203,7 @@ impl Assembly {
 
     /// Takes work back. Where it failed instead, [`Assembly::abandon`] the piece.
     pub fn done(&mut self, done: Done) -> Outcome {
-        let Done { piece, serial, kind } = done;
+        let Done { piece, serial, kind, .. } = done;
         match kind {
             DoneKind::Piece(verdict) => {
                 if verdict == Verdict::Right {
@@ -312,6 +312,15 @@ pub struct Done {
     piece: PieceIndex,
     serial: u64,
     kind: DoneKind,
+    written_from: Vec<Buffer>,
+}
+
+impl Done {
+    /// What was written came from these. The pool counts them for as long as they live: until what is written is counted
+    /// as uncommitted.
+    pub fn take_buffers(&mut self) -> Vec<Buffer> {
+        std::mem::take(&mut self.written_from)
+    }
 }
 
 enum DoneKind {
@@ -344,7 +353,7 @@ impl Work {
         }
     }
 
-    /// Hashes and writes; the buffers are back in the pool afterwards. `layout` is the torrent's, `check` the piece's.
+    /// Hashes and writes. `layout` is the torrent's, `check` the piece's.
     /// Blocking.
     ///
     /// # Errors
@@ -387,7 +396,7 @@ impl CompletePiece {
         } else {
             verdict = Verdict::Wrong(digest::of_parts(self.buffers.iter().map(|buffer| &**buffer)));
         }
-        Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece(verdict) })
+        Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece(verdict), written_from: self.buffers })
     }
 }
 
@@ -422,7 +431,8 @@ impl Run {
     }
 
     fn execute(self, storage: &Storage, layout: Layout, check: &PieceCheck) -> Result<Done, StorageError> {
-        let done = |hashed| Done { piece: self.piece, serial: self.serial, kind: DoneKind::Run(hashed) };
+        let (piece, serial) = (self.piece, self.serial);
+        let done = |hashed, written_from| Done { piece, serial, kind: DoneKind::Run(hashed), written_from };
         let mut hasher = self.hasher.unwrap_or_else(|| PieceHasher::for_check(check));
         let mut scratch = Vec::new();
         let mut at = self.start + u64::from(self.begin);
@@ -441,7 +451,7 @@ impl Run {
                         storage.read(at, &mut scratch)?;
                         if digest::of_parts([&*scratch]) != *digests {
                             // Not what was written: the piece cannot come right any more, and no peer is to blame.
-                            return Ok(done(Hashed::Whole(Verdict::Wrong(Vec::new()))));
+                            return Ok(done(Hashed::Whole(Verdict::Wrong(Vec::new())), Vec::new()));
                         }
                         hasher.update(&scratch);
                         at += u64::from(*len);
@@ -450,15 +460,17 @@ impl Run {
             }
             storage.write_vectored(group_at, &slices)?;
         }
+        let in_memory = |part| if let Part::InMemory(buffer) = part { Some(buffer) } else { None };
+        let buffers = self.parts.into_iter().filter_map(in_memory).collect();
         if !self.is_last {
-            return Ok(done(Hashed::SoFar(hasher)));
+            return Ok(done(Hashed::SoFar(hasher), buffers));
         }
         let hash = hasher.finish();
         let verdict = match hash == *check {
             true => Verdict::Right,
-            false => Verdict::Wrong(digest::of_piece(storage, layout, self.piece, &hash)),
+            false => Verdict::Wrong(digest::of_piece(storage, layout, piece, &hash)),
         };
-        Ok(done(Hashed::Whole(verdict)))
+        Ok(done(Hashed::Whole(verdict), buffers))
     }
 }
 
@@ -482,7 +494,7 @@ impl Spill {
             }
         }
         let written = self.blocks.iter().map(|(begin, buffer)| (*begin, digest::of_parts([&**buffer]))).collect();
-        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Spill { written } })
+        Ok(Done { piece: self.piece, serial: self.serial, kind: DoneKind::Spill { written }, written_from: Vec::new() })
     }
 }
 

@@ -72,6 +72,11 @@ impl BufferPool {
         self.inner.in_use_bytes() > self.inner.units * UNIT_BYTES / 4 * 3
     }
 
+    /// Whether so many bytes are a quarter of the budget or more.
+    pub fn is_much(&self, bytes: usize) -> bool {
+        bytes >= self.inner.units * UNIT_BYTES / 4
+    }
+
     /// Gives the memory of idle buffers back: for when nothing is being fetched.
     pub fn trim(&self) {
         *self.inner.idle.lock().unwrap_or_else(PoisonError::into_inner) = Default::default();

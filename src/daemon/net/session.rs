@@ -306,7 +306,9 @@ impl<S: PeerStream> Session<S> {
             }
             let pressure = self.core.pool.under_pressure();
             let work = inner.assembly.next_work(block.piece(), pressure);
-            work.or_else(|| if pressure { inner.assembly.relieve() } else { None })
+            // Memory that is on its way to the disk comes back no sooner for writing more.
+            let relieves = |held_bytes| pressure && self.core.pool.is_much(held_bytes);
+            work.or_else(|| if relieves(inner.assembly.bytes_in_memory()) { inner.assembly.relieve() } else { None })
         };
         if let Some(work) = work {
             self.torrent.start_disk_work(&self.core, &self.active, work);

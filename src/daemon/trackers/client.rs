@@ -82,6 +82,11 @@ impl TrackerClient {
         request: &AnnounceRequest,
     ) -> Result<AnnounceResponse, TrackerError> {
         match tracker {
+            // Whoever wrote a `.torrent` may not have us ask for just any page of a service that trusts this machine.
+            TrackerUrl::Http(url) if http::is_near(url) && scrape_url(url).is_none() => Err(TrackerError::Refused {
+                status: None,
+                reason: "on this machine and its link only pages called announce are asked for".to_owned(),
+            }),
             TrackerUrl::Http(url) => self.announce_http(self.http.for_url(url).await?, url, request).await,
             TrackerUrl::Udp { host, port } => self.announce_udp(host, *port, request, self.patience.udp).await,
             TrackerUrl::Ours(ours) => self.announce_ours(ours, request).await,
@@ -483,6 +488,17 @@ mod tests {
         assert!(lines[1].starts_with("GET /x/scrape.php?passkey=s%20t&info_hash=%07%07"), "{lines:?}");
         let none = TrackerUrl::parse(&server.url("/a")).unwrap();
         assert!(matches!(client.scrape(&none, &[key]).await, Err(TrackerError::Refused { .. })));
+    }
+
+    #[tokio::test]
+    async fn of_services_on_this_machine_only_announce_pages_are_asked_for() {
+        let server = Server::http(|_| answer("200 OK", "", &good_body(9))).await;
+        let ask = async |path| client().announce(&TrackerUrl::parse(&server.url(path)).unwrap(), &request()).await;
+        assert_eq!(ask("/announce").await, Ok(good(9)));
+        for path in ["/", "/admin?announce", "/announce/x"] {
+            assert!(matches!(ask(path).await, Err(TrackerError::Refused { .. })), "{path}");
+        }
+        assert_eq!(server.heard().len(), 1);
     }
 
     #[tokio::test]

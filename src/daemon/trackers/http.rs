@@ -1,10 +1,11 @@
 //! HTTP as trackers need it: no proxies, few redirects, bounded bodies, errors that say what happened.
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use reqwest::header::DATE;
-use reqwest::redirect::Policy;
+use reqwest::redirect::{Action, Attempt, Policy};
 use reqwest::{Client, ClientBuilder, Request, Url};
 use tokio::sync::OnceCell;
 
@@ -80,13 +81,36 @@ impl Http {
 fn builder() -> ClientBuilder {
     Client::builder()
         .no_proxy()
-        .redirect(Policy::limited(MAX_REDIRECTS))
+        .redirect(Policy::custom(redirected))
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(TOTAL_TIMEOUT)
         .pool_max_idle_per_host(IDLE_CONNECTIONS)
         .pool_idle_timeout(IDLE_TIMEOUT)
         .dns_resolver(HttpResolver::shared())
         .user_agent(concat!("peerd/", env!("CARGO_PKG_VERSION")))
+}
+
+/// Follows a tracker to another address of itself, and nobody to where it could not lead by itself: services that listen
+/// on this machine, or on its link alone, trust whoever reaches them.
+fn redirected(attempt: Attempt<'_>) -> Action {
+    if attempt.previous().len() > MAX_REDIRECTS {
+        return attempt.error("redirects without end");
+    }
+    if is_near(attempt.url()) && !attempt.previous().iter().all(is_near) {
+        return attempt.error("a redirect to this machine or its link");
+    }
+    attempt.follow()
+}
+
+/// Whether an address names this machine, or what only its link knows. A name that is looked up says nothing.
+pub fn is_near(url: &Url) -> bool {
+    let host = url.host_str().unwrap_or_default();
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    match bare.parse::<IpAddr>().map(|ip| ip.to_canonical()) {
+        Ok(IpAddr::V4(ip)) => ip.is_loopback() || ip.is_link_local() || ip.is_unspecified(),
+        Ok(IpAddr::V6(ip)) => ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified(),
+        Err(_) => bare == "localhost" || bare.ends_with(".localhost"),
+    }
 }
 
 /// Sends and reads the answer whatever its status, at most `max_bytes` of body after decompression.
@@ -127,7 +151,7 @@ fn failed(error: reqwest::Error) -> TrackerError {
         return TrackerError::unreachable("no answer in time");
     }
     if error.is_redirect() {
-        return TrackerError::bad_reply("redirects without end");
+        return TrackerError::bad_reply(innermost(&error));
     }
     // What has come and is no HTTP, or no gzip.
     if error.is_decode() {
@@ -181,6 +205,21 @@ mod tests {
         for bad in ["", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun, 06 Nov 1994 08:49:37 CET", "Sun, 99 Nov 1994 1:1:1 GMT"]
         {
             assert_eq!(http_date(bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn addresses_of_this_machine_and_its_link_are_near() {
+        let near = |text: &str| is_near(&Url::parse(text).unwrap());
+        for text in ["http://127.9.9.9/", "http://[::1]:80/", "http://localhost/", "http://a.localhost/", "http://0/"] {
+            assert!(near(text), "{text}");
+        }
+        for text in ["http://169.254.169.254/", "http://[fe80::1]/", "http://[::ffff:127.0.0.1]/", "http://2130706433/"]
+        {
+            assert!(near(text), "{text}");
+        }
+        for text in ["http://198.18.0.1/", "http://10.0.0.1/", "http://[2001:db8::1]/", "http://localhost.example/"] {
+            assert!(!near(text), "{text}");
         }
     }
 

@@ -1,10 +1,11 @@
 //! What a peer sends: the handshake, the stream behind it, the extension handshake within.
 
-use peerd::wire::bitfield::Bitfield;
+use peerd::wire::bitfield::{Bitfield, BitfieldError};
 use peerd::wire::extension::{ExtensionError, ExtensionHandshake, MAX_CLIENT_BYTES, MAX_MESSAGES};
 use peerd::wire::framing::{Frame, FrameError, Framer, MAX_FRAME_BYTES};
 use peerd::wire::handshake::{self, Handshake, HandshakeError};
-use peerd::wire::layout::{Layout, MAX_BLOCK_BYTES, RawBlock};
+use peerd::wire::id::{InfoHash, NotAnInfoHash, PeerId};
+use peerd::wire::layout::{Layout, LayoutError, MAX_BLOCK_BYTES, MAX_PIECES, RawBlock};
 use peerd::wire::message::{Message, PIECE_HEADER_BYTES, encode_piece_header};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -27,7 +28,25 @@ pub fn check_handshake(input: &[u8], decode: impl Fn(&[u8; handshake::LEN]) -> R
         assert_eq!(&handshake.encode(), bytes);
         let spoken = (handshake.reserved.extension(), handshake.reserved.fast());
         assert_eq!(spoken, (bytes[25] & 0x10 != 0, bytes[27] & 0x04 != 0));
+        identities(handshake.info_hash, handshake.peer_id);
     }
+}
+
+/// A key is what its text says, in either case and with no digit more or less. Whatever a peer calls itself is shown in
+/// ASCII.
+fn identities(key: InfoHash, peer_id: PeerId) {
+    let text = key.to_hex();
+    assert_eq!((text.parse(), text.to_uppercase().parse()), (Ok(key), Ok(key)));
+    assert_eq!((key.to_string(), format!("{key:?}")), (text.clone(), text.clone()));
+    for other in [&text[1..], &text.replace(|digit: char| digit.is_ascii_digit(), "g")] {
+        let has_digit = text.contains(|digit: char| digit.is_ascii_digit());
+        assert!(other.parse::<InfoHash>() == Err(NotAnInfoHash) || other.len() == text.len() && !has_digit);
+    }
+    assert_eq!(InfoHash::from_slice(key.as_bytes()), Some(key));
+    assert!(format!("{peer_id:?}").bytes().all(|byte| byte.is_ascii_graphic() || byte == b' '));
+    assert_eq!(peer_id.is_peerd(), peer_id.0.starts_with(b"-PY"));
+    let ours = PeerId::ours(*peer_id.0.last_chunk().expect("twelve bytes"));
+    assert!(ours.is_peerd() && ours.0[8..].iter().all(u8::is_ascii_alphanumeric));
 }
 
 /// Lenient: fields of the wrong kind, unknown fields and bytes behind the dictionary are passed over; names beyond the
@@ -134,6 +153,9 @@ fn within_caps(frame: &Frame, max_bitfield_bytes: u32) {
     match frame {
         Frame::Message(Message::Bitfield(bytes)) => {
             assert!(bytes.len() <= max_bitfield_bytes as usize, "a bitfield of {} bytes", bytes.len());
+            let more = bytes.len() as u32 * 8 + 1;
+            let lengths = BitfieldError::Length { got: bytes.len(), expected: bytes.len() + 1 };
+            assert_eq!(Bitfield::from_wire(bytes, more), Err(lengths));
             for spare in 0..8 {
                 let pieces = (bytes.len() as u32 * 8).saturating_sub(spare);
                 if let Ok(bitfield) = Bitfield::from_wire(bytes, pieces) {
@@ -169,7 +191,22 @@ fn inside(raw: RawBlock) {
     let layout = Layout::new(100_000, 65_536).expect("a layout");
     if let Some(block) = layout.block(raw) {
         assert_eq!((block.piece().get(), block.begin(), block.len()), (raw.piece, raw.begin, raw.len));
-        assert!(block.end() <= layout.piece_len(block.piece()));
+        assert!(block.end() <= layout.piece_len(block.piece()) && !block.is_empty() && RawBlock::from(block) == raw);
+        assert_eq!(format!("{:?}", block.piece()), format!("#{}", raw.piece));
+        let nth = layout.nth_block(block.piece(), raw.begin / raw.len, raw.len);
+        assert!(nth.is_some_and(|nth| nth.begin() <= block.begin() && nth.end() <= block.end()));
+    }
+    // Sizes of a torrent, out of the same numbers.
+    let (total_bytes, piece_bytes) = (u64::from(raw.begin) << (raw.piece % 32), u64::from(raw.len));
+    match Layout::new(total_bytes, piece_bytes) {
+        Ok(layout) => {
+            let last = layout.piece(layout.piece_count().wrapping_sub(1));
+            let end = last.map_or(0, |last| layout.piece_start(last) + u64::from(layout.piece_len(last)));
+            assert_eq!((end, u64::from(layout.piece_bytes())), (layout.total_bytes(), piece_bytes));
+            assert_eq!((layout.total_bytes(), layout.piece(layout.piece_count())), (total_bytes, None));
+        }
+        Err(LayoutError::PieceLength(bytes)) => assert_eq!(bytes, piece_bytes),
+        Err(LayoutError::TooManyPieces(pieces)) => assert!(pieces > u64::from(MAX_PIECES)),
     }
 }
 

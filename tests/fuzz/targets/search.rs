@@ -26,20 +26,39 @@ const NAMES: [&str; 8] = [
     "???",
 ];
 
+/// So many were withdrawn before: more than the index keeps of them.
+const WITHDRAWN: u32 = 10_100;
+
 static INDEX: LazyLock<Index> = LazyLock::new(|| {
     let mut index = Index::default();
     for (number, name) in (0..).zip(NAMES) {
-        let document = Document {
-            key: InfoHash::new([number; 20]),
-            name,
-            paths: &mut std::iter::once(Cow::from("series/one")),
-            types: &BTreeSet::from([Cow::from(split_extension(name).1)]),
-            size: u64::from(number) << 20,
-        };
-        index.insert(Prepared::new(document));
+        index.insert(prepared(number, name));
+        index.set_seeders(&key(number), number % 3);
     }
+    // What is there already stays as it is.
+    index.insert(prepared(0, "temporary"));
+    for number in 1_000..1_000 + WITHDRAWN {
+        index.insert(prepared(number, "temporary"));
+        index.remove(&key(number));
+    }
+    assert!(index.len() == NAMES.len() && !index.is_empty());
     index
 });
+
+fn key(number: u32) -> InfoHash {
+    let mut bytes = [0; 20];
+    bytes[..4].copy_from_slice(&number.to_be_bytes());
+    InfoHash::new(bytes)
+}
+
+fn prepared(number: u32, name: &str) -> Prepared {
+    let types = BTreeSet::from([Cow::from(split_extension(name).1)]);
+    let paths = &mut std::iter::once(Cow::from("series/one"));
+    let prepared =
+        Prepared::new(Document { key: key(number), name, paths, types: &types, size: u64::from(number) << 20 });
+    assert_eq!(prepared.key(), key(number));
+    prepared
+}
 
 /// Lenient, as HTML forms are: `+` for a space, parameters without a value, unknown or repeated; `limit` is cut.
 pub fn run(input: &[u8]) {
