@@ -125,9 +125,12 @@ fn split(full_key: &[u8]) -> Option<(&[u8], u8, &[u8])> {
     Some((&full_key[..at], full_key[at], &full_key[at + 1..]))
 }
 
+/// The hash of a key, the key, and its value; none where it is deleted.
+type Hashed<'a> = (u64, &'a [u8], Option<&'a [u8]>);
+
 /// The records of a row, with their keys' hashes. All are hashed before the first is looked up: then a start waits for the
 /// memory of several at once.
-fn hashed<'a>(hasher: &RandomState, content: &'a [u8]) -> Vec<(u64, &'a [u8], Option<&'a [u8]>)> {
+fn hashed<'a>(hasher: &RandomState, content: &'a [u8]) -> Vec<Hashed<'a>> {
     Records(content).map(|(key, value)| (hasher.hash_one(key), key, value)).collect()
 }
 
