@@ -1,6 +1,8 @@
 //! Programs that mean harm, at every socket there is, beside an honest transfer: it ends in time, nobody grows, nobody
 //! honest is banned.
 
+mod lies;
+
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
@@ -313,6 +315,7 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
     let daemons = [("S", &seeder.process), ("L", &leecher.process), ("the tracker", &tracker.process)];
     let before = daemons.map(|(_, process)| peak_resident_bytes(process.pid()));
     let attacks = begin(&net.hosts[3], &target);
+    let liars = lies::begin(&net.hosts[3], &leecher);
     thread::sleep(secs(3));
     let mut disturbed = fetch(&leecher);
     for _ in 0..2 {
@@ -322,6 +325,7 @@ fn beside_every_attack_an_honest_transfer_takes_at_most_twice_its_time() {
         }
     }
     end(attacks);
+    liars.end();
     println!("undisturbed {undisturbed:.1?}, disturbed {disturbed:.1?}");
     assert_same(&original, &leecher.downloads().join("honest.bin"));
     for ((name, process), before) in daemons.into_iter().zip(before) {

@@ -1,8 +1,13 @@
 //! Crash loops: the real daemons on the failing disk, killed or cut off in the middle of a write or a sync, started again,
-//! and looked at in between. What the victim fetches comes from peers of the tests' own, which count what they send.
+//! and looked at in between. What the victim fetches comes from peers of the tests' own, and goes to such: they count what
+//! passes.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
+use peerd::wire::layout::Layout;
+use peerd::wire::recipe::piece_bytes_for;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
@@ -15,6 +20,7 @@ use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker, at_home, rows};
 use crate::support::process::Process;
 use crate::support::scripted::{Script, Scripted};
+use crate::support::taker::Taker;
 use crate::support::{TRACKERD, folder, gate, secs, wait_until};
 
 /// What there is to fetch.
@@ -22,6 +28,8 @@ const FILES: u64 = 6;
 const FILE_BYTES: u64 = 12 * MIB;
 /// The ports of those who have it.
 const PORTS: u16 = 7_100;
+/// After each block of 16 KiB of which the victim gives somebody: most of it is still to come when the lights go out.
+const TAKER_REST: Duration = Duration::from_millis(60);
 
 /// 25 in the test command; `make soak` asks for more.
 fn loops() -> u64 {
@@ -103,6 +111,11 @@ struct Scene {
     victim: Victim,
     fetcher: Peer,
     seeds: Vec<Scripted>,
+    takers: Vec<Taker>,
+    /// What takers that are gone had asked for.
+    asked_bytes: u64,
+    /// Files of the victim's own that were taken.
+    given: BTreeSet<String>,
     tracker: Tracker,
     net: Net,
     folder: tempfile::TempDir,
@@ -130,10 +143,10 @@ impl Scene {
             seed
         };
         let seeds = torrents.iter().zip(&contents).zip(PORTS..).map(start).collect();
-        let limited = [&*tracker.ip(), "6969", "--limit-down", "256K"];
-        let fetcher = Peer::start_with(&net.hosts[0], folder.path(), "F", &limited);
+        let fetcher = Peer::start(&net.hosts[0], folder.path(), "F", &tracker);
         let victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
-        Scene { victim, fetcher, seeds, tracker, net, folder }
+        let (takers, asked_bytes, given) = (Vec::new(), 0, BTreeSet::new());
+        Scene { victim, fetcher, seeds, takers, asked_bytes, given, tracker, net, folder }
     }
 
     /// Payload of the films that was put on the wire so far.
@@ -141,19 +154,33 @@ impl Scene {
         self.seeds.iter().map(Scripted::payload_bytes).sum()
     }
 
-    fn perform(&self, order: &Order, n: u64) -> Option<Process> {
-        let arm = || order.moment.into_iter().for_each(|moment| self.victim.disk.cut_at(moment));
+    /// Takes a file of the victim's own.
+    fn take(&self, name: &str, rest: Duration) -> Taker {
+        let row = self.victim.list().into_iter().find(|row| row["name"] == *name).expect("a file of its own");
+        let key = row["key"].as_str().and_then(|key| key.parse().ok()).expect("a key");
+        let bytes = row["size"].as_u64().expect("a size");
+        let layout = Layout::new(bytes, piece_bytes_for(bytes).into()).expect("a layout");
+        Taker::start(&self.net.hosts[0], (self.net.hosts[1].ip, 6881).into(), key, layout, rest)
+    }
+
+    /// The victim is gone: nothing more is asked of it.
+    fn end_takers(&mut self) {
+        self.asked_bytes += std::mem::take(&mut self.takers).into_iter().map(Taker::end).sum::<u64>();
+    }
+
+    fn perform(&mut self, order: &Order, n: u64) -> Option<Process> {
         match order.act {
             Act::Start => return None,
             Act::Share => self.share(n),
             Act::Seed => {
-                // It may have been fetched before.
-                let _ = self.fetcher.ctl(&["get", "--detach", &order.name]);
+                let taker = self.take(&order.name, TAKER_REST);
+                self.takers.push(taker);
+                self.given.insert(order.name.clone());
                 self.share(n);
             }
             Act::Get | Act::Leave | Act::Remove => {}
         }
-        arm();
+        order.moment.into_iter().for_each(|moment| self.victim.disk.cut_at(moment));
         match order.act {
             Act::Get => Some(self.victim.order(&["get", "--detach", &order.name])),
             Act::Leave => Some(self.victim.order(&["leave"])),
@@ -165,9 +192,32 @@ impl Scene {
     fn share(&self, n: u64) {
         let beside = self.victim.disk.path().join(format!("beside-{n}"));
         let mut file = std::fs::File::create(&beside).expect("create a file");
-        std::io::copy(&mut Noise::new(n, MIB + n), &mut file).expect("write a file");
+        std::io::copy(&mut Noise::new(n, MIB + n % 1_000), &mut file).expect("write a file");
         file.sync_all().expect("sync a file");
         std::fs::rename(&beside, self.victim.disk.path().join(format!("upload/own-{n}.bin"))).expect("move a file in");
+    }
+
+    /// One column of the ledger, as the victim has it in memory.
+    fn ledger_sum(&self, field: &str) -> u64 {
+        let rows = rows(self.victim.ctl(&["--json", "ledger"]).expect_success().json());
+        rows.iter().filter_map(|row| row[field].as_u64()).sum()
+    }
+
+    /// What one peer takes is in the ledger to the byte, once, and stays there.
+    fn takes_what_is_counted(&self, seed: u64, name: &str) {
+        let before = self.ledger_sum("sent_bytes");
+        assert!(
+            before <= self.asked_bytes,
+            "seed {seed}: V counted {before} bytes, {} were asked of it",
+            self.asked_bytes
+        );
+        let taker = self.take(name, Duration::ZERO);
+        let bytes = std::fs::metadata(self.victim.disk.path().join("upload").join(name)).expect("a file").len();
+        wait_until(secs(60), "somebody takes a file", || taker.taken_bytes() >= bytes);
+        wait_until(secs(10), "it is counted", || self.ledger_sum("sent_bytes") >= before + bytes);
+        let counted = self.ledger_sum("sent_bytes") - before;
+        assert_eq!((counted, taker.taken_bytes()), (bytes, bytes), "seed {seed}: counted, and taken, of {name}");
+        taker.end();
     }
 
     /// Everything can still be had, whole, by the victim and of the victim.
@@ -179,18 +229,18 @@ impl Scene {
             std::io::copy(&mut Noise::new(n, FILE_BYTES), &mut expected).expect("noise");
             assert!(self.victim.disk.read(&format!("downloads/{name}")) == Some(expected), "seed {seed}: {name}");
         }
-        let sum = |field: &str| -> u64 {
-            let rows = rows(self.victim.ctl(&["--json", "ledger"]).expect_success().json());
-            rows.iter().filter_map(|row| row[field].as_u64()).sum()
-        };
-        let (received, given) = (sum("received_bytes"), self.given_bytes());
+        let (received, given) = (self.ledger_sum("received_bytes"), self.given_bytes());
         assert!(received <= given, "seed {seed}: V counted {received} bytes, {given} were sent to it");
-        self.fetcher.ctl(&["limit", "--down", "0"]).expect_success();
-        for name in self.fetcher.list().iter().filter_map(|row| row["name"].as_str()) {
+        self.share(u64::MAX);
+        let last = format!("own-{}.bin", u64::MAX);
+        self.victim.wait_state(&last, "seeding", secs(60));
+        self.takes_what_is_counted(seed, &last);
+        for name in &self.given {
             // What the power took from upload/ is nobody's any more.
             let shared = self.victim.disk.path().join("upload").join(name);
-            if shared.exists() && self.victim.list().iter().any(|row| row["name"] == name) {
-                self.fetcher.wait_state(name, "seeding", secs(120));
+            if shared.exists() && self.victim.list().iter().any(|row| row["name"] == *name) {
+                self.tracker.wait_hit(name, secs(60));
+                self.fetcher.fetch(name, secs(120));
                 assert_same(&shared, &self.fetcher.downloads().join(name));
             }
         }
@@ -223,9 +273,9 @@ impl Known {
             "{what}: the ledger had {before:?} and has {:?}",
             self.ledger
         );
-        let (given, carried) = (scene.given_bytes(), scene.net.hosts[1].carried().sent);
+        let (given, asked) = (scene.given_bytes(), scene.asked_bytes);
         assert!(received <= given, "{what}: {received} bytes are on record, {given} were sent");
-        assert!(sent <= carried, "{what}: {sent} bytes are on record as sent, the cable carried {carried}");
+        assert!(sent <= asked, "{what}: {sent} bytes are on record as sent, {asked} were asked for");
     }
 
     /// Held against what it says after a start.
@@ -271,11 +321,17 @@ fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right()
         }
         let leaves = leaves(&mut rng);
         crash(&scene.victim.disk, &mut process, leaves);
+        scene.end_takers();
         known.last = format!("seed {seed}, loop {n}, {order:?}, {leaves:?}");
         known.check(&scene);
     }
-    let _process = scene.victim.start();
+    let mut process = scene.victim.start();
     scene.finish(seed);
+    let counted = (scene.ledger_sum("received_bytes"), scene.ledger_sum("sent_bytes"));
+    scene.victim.ctl(&["leave"]).expect_success();
+    process.wait(secs(60));
+    look(&scene.victim.disk, scene.folder.path(), "after it left");
+    assert_eq!(persisted_ledger(scene.folder.path()), counted, "seed {seed}: the ledger after it left");
     let slowest = scene.victim.starts.iter().max().expect("a start");
     println!("{count} crashes, a write or sync under way in {under_way}; the slowest start took {slowest:?}");
     assert!(under_way * 10 >= count * 8, "a write or sync was under way in {under_way} of {count} loops only");

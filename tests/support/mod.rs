@@ -10,6 +10,7 @@ pub mod peer;
 pub mod process;
 pub mod scripted;
 pub mod stranger;
+pub mod taker;
 
 use std::time::{Duration, Instant};
 
