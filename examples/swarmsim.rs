@@ -73,7 +73,8 @@ struct Crowd {
     /// A fixed number, in place of the daemon's own choice.
     #[arg(long)]
     upload_slots: Option<u32>,
-    /// Nobody asks for a return: whoever had least gets one of so many slots, for a turn of so many pieces, as 4,2.
+    /// Nobody asks for a return: so many are unchoked at most, and served a piece each in turn; another is unchoked when
+    /// so many blocks of 16 KiB are left to send. As 4,12.
     #[arg(long, value_parser = cooperative, conflicts_with = "upload_slots")]
     cooperative: Option<(usize, u64)>,
     /// Seconds within which all come.
@@ -91,7 +92,7 @@ impl Crowd {
         scenario = scenario.with_pieces(self.pieces, self.piece_kib * 1024);
         let slots = self.upload_slots.map_or(UploadSlots::Default, UploadSlots::Fixed);
         let conduct = match self.cooperative {
-            Some((slots, turn_pieces)) => Cooperative::conduct(slots, turn_pieces),
+            Some((slots, ahead_blocks)) => Cooperative::conduct(slots, ahead_blocks),
             None => Conduct::product(slots),
         };
         scenario = scenario.with_conduct(&conduct);
@@ -121,9 +122,9 @@ fn seeds(text: &str) -> Result<RangeInclusive<u64>, std::num::ParseIntError> {
 }
 
 fn cooperative(text: &str) -> Result<(usize, u64), String> {
-    let (slots, pieces) = text.split_once(',').ok_or("two numbers, as 4,2")?;
+    let (slots, blocks) = text.split_once(',').ok_or("two numbers, as 4,12")?;
     let number = |text: &str| text.parse::<usize>().map_err(|error| format!("{text}: {error}"));
-    Ok((number(slots)?, number(pieces)? as u64))
+    Ok((number(slots)?, number(blocks)? as u64))
 }
 
 fn main() -> Result<ExitCode, Box<dyn Error>> {

@@ -12,14 +12,24 @@ use crate::wire::message::Message;
 /// Who may be served: the product's [`Choker`], or another in its place.
 pub trait Choking: Send {
     /// Decides; `views` are all sessions of the node. Appends only what changes.
-    fn review(&mut self, now: Time, views: &[SessionView], out: &mut Vec<Decision>);
+    fn review(&mut self, now: Time, swarm: &Swarm, views: &[SessionView], out: &mut Vec<Decision>);
 
     /// When to review next, beside each time that the swarm asks for it.
     fn next_timeout(&self) -> Option<Time>;
+
+    /// Whether it is the turn of this session, of those that are unchoked, to be given its next block.
+    fn is_next(&mut self, _swarm: &Swarm, _session: SessionId) -> bool {
+        true
+    }
+
+    /// The uplink has nothing to send: the session that was kept waiting by [`Choking::is_next`] and is next now.
+    fn next(&mut self, _swarm: &Swarm) -> Option<SessionId> {
+        None
+    }
 }
 
 impl Choking for Choker {
-    fn review(&mut self, now: Time, views: &[SessionView], out: &mut Vec<Decision>) {
+    fn review(&mut self, now: Time, _swarm: &Swarm, views: &[SessionView], out: &mut Vec<Decision>) {
         Choker::review(self, now, views, out);
     }
 

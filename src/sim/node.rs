@@ -449,7 +449,7 @@ impl Node {
 
     /// Fills the connection's socket, as far as it has room: what is said before what is served.
     pub fn serve(&mut self, now: Time, id: SessionId, scenario: &Scenario, desk: &mut Desk) {
-        let Node { conns, swarm, behaviour, uplink, record, .. } = self;
+        let Node { conns, swarm, choker, behaviour, uplink, record, .. } = self;
         let Some(conn) = conns.get_mut(id.0 as usize).filter(|conn| conn.state == State::Open) else { return };
         let room = scenario.links.socket_bytes;
         while conn.socket.unsent_bytes() < room {
@@ -466,7 +466,7 @@ impl Node {
             }
         }
         loop {
-            if conn.ready.is_none() && behaviour.serves(now, id) {
+            if conn.ready.is_none() && behaviour.serves(now, id) && choker.is_next(swarm, id) {
                 conn.ready = swarm.next_upload(id).map(|block| (block, behaviour.spoils(id, block)));
             }
             let Some((block, spoiled)) = conn.ready.take_if(|_| conn.socket.unsent_bytes() < room) else { break };
@@ -532,7 +532,9 @@ impl Node {
             let quiet = wakes.is_empty();
             wakes.drain(..).for_each(|id| self.serve(now, id, scenario, desk));
             desk.wakes = wakes;
-            if quiet {
+            let next = if self.uplink.turns.is_empty() { self.choker.next(&self.swarm) } else { None };
+            next.into_iter().for_each(|id| self.serve(now, id, scenario, desk));
+            if quiet && (next.is_none() || self.uplink.turns.is_empty()) {
                 break;
             }
         }
@@ -555,7 +557,7 @@ impl Node {
         let ledger = &self.ledger;
         let account = |identity: &Identity| peer_with(identity).and_then(|peer| ledger.get(&peer)).copied();
         self.swarm.choker_views(|identity| account(identity).unwrap_or_default(), &mut desk.views);
-        self.choker.review(now, &desk.views, &mut desk.decisions);
+        self.choker.review(now, &self.swarm, &desk.views, &mut desk.decisions);
         self.next_review = self.choker.next_timeout();
         // Slots are given back before they are given out.
         desk.decisions.sort_by_key(|decision| !decision.choke);

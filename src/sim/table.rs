@@ -11,8 +11,9 @@ use super::scenario::{PeerSpec, Scenario};
 /// What the peers of a row have to upload with, where it names nothing else.
 const UP_BITS_PER_S: u64 = 10_000_000;
 
-/// Slots, and pieces in a turn, of those who cooperate: the best that was found.
-const COOPERATIVE: (usize, u64) = (2, 2);
+/// Most unchoked at a time, and blocks left to send when another is unchoked, of those who cooperate: the best that was
+/// found.
+const COOPERATIVE: (usize, u64) = (4, 12);
 
 /// How large a row is played.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

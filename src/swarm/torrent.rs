@@ -143,6 +143,18 @@ impl Swarm {
         self.sessions.values().map(move |session| session.report(now))
     }
 
+    /// How many pieces we have that this peer has not said to have.
+    pub fn lacks(&self, id: SessionId) -> u32 {
+        let Some(session) = self.sessions.get(&id) else { return 0 };
+        let both = self.have().as_bytes().iter().zip(session.pieces.as_bytes());
+        both.map(|(ours, theirs)| (ours & !theirs).count_ones()).sum()
+    }
+
+    /// Whether it was sent a part of a piece and not the end of it.
+    pub fn is_mid_piece(&self, id: SessionId) -> bool {
+        self.sessions.get(&id).is_some_and(|session| session.up.mid_piece(self.layout()))
+    }
+
     /// Appends what the choker needs to know of this torrent's sessions. `account` is the ledger.
     pub fn choker_views(&self, account: impl Fn(&Identity) -> Account, out: &mut Vec<SessionView>) {
         let (seeding, piece_bytes) = (self.is_complete(), self.layout().piece_bytes());

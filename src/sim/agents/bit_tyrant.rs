@@ -192,7 +192,7 @@ struct Slots {
 }
 
 impl Choking for Slots {
-    fn review(&mut self, now: Time, views: &[SessionView], out: &mut Vec<Decision>) {
+    fn review(&mut self, now: Time, _swarm: &Swarm, views: &[SessionView], out: &mut Vec<Decision>) {
         self.next_look = now + 5 * EVERY;
         let offers = lock(&self.offers);
         for view in views {

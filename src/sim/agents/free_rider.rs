@@ -2,8 +2,8 @@
 
 use crate::clock::Time;
 use crate::sim::{Behaviour, Choking, Conduct};
-use crate::swarm::SessionId;
 use crate::swarm::choker::{Decision, SessionView};
+use crate::swarm::{SessionId, Swarm};
 
 /// More than the peers of any scenario that it plays in.
 const LARGE_VIEW: usize = 1_000;
@@ -23,7 +23,7 @@ impl FreeRider {
 }
 
 impl Choking for FreeRider {
-    fn review(&mut self, _now: Time, _views: &[SessionView], _out: &mut Vec<Decision>) {}
+    fn review(&mut self, _now: Time, _swarm: &Swarm, _views: &[SessionView], _out: &mut Vec<Decision>) {}
 
     fn next_timeout(&self) -> Option<Time> {
         None

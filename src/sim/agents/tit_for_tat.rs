@@ -9,8 +9,8 @@ use rand::{Rng, SeedableRng};
 
 use crate::clock::Time;
 use crate::sim::{Choking, Conduct};
-use crate::swarm::SessionId;
 use crate::swarm::choker::{Decision, SessionView};
+use crate::swarm::{SessionId, Swarm};
 
 const ROUND: Duration = Duration::from_secs(10);
 const RATE_WINDOW: Duration = Duration::from_secs(20);
@@ -78,7 +78,7 @@ impl TitForTat {
 }
 
 impl Choking for TitForTat {
-    fn review(&mut self, now: Time, views: &[SessionView], out: &mut Vec<Decision>) {
+    fn review(&mut self, now: Time, _swarm: &Swarm, views: &[SessionView], out: &mut Vec<Decision>) {
         let held = views.iter().filter(|view| view.unchoked && view.interested).count();
         let due = now >= self.next_round;
         if !due && held > self.slots {
