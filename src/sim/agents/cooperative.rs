@@ -23,9 +23,6 @@ const FIRST_BYTES: u64 = 4 * BLOCK_BYTES as u64;
 /// The next is the one that lacks most of so many drawn ones. If it were the one that lacks most of all, all would
 /// choose the same.
 const DRAWN: usize = 4;
-/// So many peers are served by a lone seed while one of them asks. To the others a piece each lies promised, until the
-/// rules take it that these do not fetch it; were they served by then, it would be sent twice.
-const SEED_SERVES: usize = 10;
 
 /// A few are unchoked, one of them is served: a piece to each in turn, so that pieces are whole, and passed on, as early
 /// as can be. The others' requests are there when the piece ends: the uplink does not wait for a round trip.
@@ -125,12 +122,7 @@ impl Cooperative {
                 && !self.passed_over.contains_key(&view.session)
                 && swarm.lacks(view.session) > 0
         };
-        let mut waiting: Vec<&SessionView> = views.iter().filter(waits).collect();
-        let fed = views.iter().filter(|view| view.interested && view.sent_bytes > 0).count();
-        if is_lone_seed(swarm, views) && fed >= SEED_SERVES && views.iter().any(|view| view.asks) {
-            waiting.retain(|view| view.sent_bytes > 0);
-        }
-        waiting
+        views.iter().filter(waits).collect()
     }
 
     /// Which of them is next: at a lone seed whoever had least, so that all come round.
