@@ -7,6 +7,7 @@ use super::bans::Endpoint;
 use super::flood::Chatter;
 use super::rate::ByteRate;
 use super::superseed::Veil;
+use super::upload::RequestQueue;
 use super::{Giver, Identity, PeerFault, SessionId};
 use crate::clock::Time;
 use crate::wire::bitfield::Bitfield;
@@ -153,7 +154,7 @@ pub(super) struct Download {
 /// What we give to the peer.
 #[derive(Debug, Default)]
 pub(super) struct Upload {
-    pub queue: VecDeque<Block>,
+    pub queue: RequestQueue,
     pub serving: u32,
     pub rate: ByteRate,
     pub sent_bytes: u64,
