@@ -27,19 +27,29 @@ impl Table {
         self.rows.push(cells.iter().map(|cell| escape_for_terminal(cell)).collect());
     }
 
+    /// In one piece: standard output passes on every line that it is given.
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let width = |column: usize| self.rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+        let chars = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
+        let width = |column: usize| self.rows.iter().map(|row| chars(&row[column])).max().unwrap_or(0);
         let widths: Vec<usize> = (0..self.right.len()).map(width).collect();
+        let mut text = String::new();
         for row in &self.rows {
-            let mut line = String::new();
+            let begin = text.len();
             for ((cell, &width), &right) in row.iter().zip(&widths).zip(&self.right) {
-                let padding = " ".repeat(width - cell.chars().count());
-                let (before, after) = if right { (padding.as_str(), "") } else { ("", padding.as_str()) };
-                line.extend([before, cell, after, "  "]);
+                let padding = std::iter::repeat_n(' ', width - chars(cell));
+                if right {
+                    text.extend(padding);
+                    text.push_str(cell);
+                } else {
+                    text.push_str(cell);
+                    text.extend(padding);
+                }
+                text.push_str("  ");
             }
-            writeln!(out, "{}", line.trim_end())?;
+            text.truncate(begin + text[begin..].trim_end().len());
+            text.push('\n');
         }
-        Ok(())
+        out.write_all(text.as_bytes())
     }
 }
 

@@ -251,9 +251,14 @@ impl Core {
         self.read_torrents().by_key.get(&key).cloned()
     }
 
+    /// All torrents, in no order.
+    pub fn torrents_unsorted(&self) -> Vec<Arc<Torrent>> {
+        self.read_torrents().by_key.values().cloned().collect()
+    }
+
     /// All torrents, oldest first.
     pub fn torrents(&self) -> Vec<Arc<Torrent>> {
-        let mut all: Vec<_> = self.read_torrents().by_key.values().cloned().collect();
+        let mut all = self.torrents_unsorted();
         all.sort_by(|a, b| (a.summary.added, &a.summary.name).cmp(&(b.summary.added, &b.summary.name)));
         all
     }

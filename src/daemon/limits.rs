@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::ifaddrs::getifaddrs;
@@ -18,10 +18,11 @@ use crate::swarm::limiter::{Grant, Limiter, SHARE_OUT_EVERY};
 use crate::wire::id::InfoHash;
 use crate::wire::rate::Rate;
 
-/// A packet carries 66 bytes beside its payload (Ethernet, IP, TCP with timestamps): of 1,448 bytes on a cable, of up to
-/// 64 KiB on a virtual one, which is 4.6 or 0.1 per cent. A limit counts half of the former, 1 in 44, and so holds within 3
-/// per cent on either.
-const HEADERS_PART: u32 = 44;
+/// A packet carries so many bytes beside its payload (Ethernet, IP, TCP with timestamps) ...
+const HEADER_BYTES: u32 = 66;
+/// ... which is at most this on a cable, and on a virtual one up to 64 KiB: 4.6 or 0.1 per cent. A limit counts what lies
+/// in the middle, and so holds within 3 per cent on either.
+const PACKET_BYTES: u32 = 1_448;
 
 /// Both directions.
 pub struct Limits {
@@ -33,8 +34,8 @@ pub struct Limits {
 
 /// One direction's limit and who waits for its part.
 pub struct Direction {
-    /// Looked at by every read and write: a limit that is off costs nothing.
-    limited: AtomicBool,
+    /// [`Rate::bytes_per_s`], looked at by every read and write: a limit that is off costs nothing.
+    bytes_per_s: AtomicU64,
     state: Mutex<State>,
     /// Somebody has begun to wait.
     some: Notify,
@@ -56,6 +57,7 @@ struct Waiter {
 pub struct Meter {
     /// `None` for a peer that is exempt.
     limited: Option<(Arc<Direction>, Arc<Waiter>)>,
+    way: Way,
 }
 
 impl Limits {
@@ -67,32 +69,33 @@ impl Limits {
     /// For a session that begins: its uploads' and its downloads' meter.
     pub fn meters(&self, torrent: InfoHash, handle: &Arc<SessionHandle>) -> (Meter, Meter) {
         let exempt = self.lan_exempt && is_in_our_subnets(handle.addr.ip());
-        let meter = |direction: &Arc<Direction>| Meter {
+        let meter = |direction: &Arc<Direction>, way| Meter {
+            way,
             limited: (!exempt).then(|| {
                 let left_bytes = AtomicU32::new(0);
                 (direction.clone(), Arc::new(Waiter { torrent, handle: handle.clone(), left_bytes }))
             }),
         };
-        (meter(&self.up), meter(&self.down))
+        (meter(&self.up, Way::Up), meter(&self.down, Way::Down))
     }
 }
 
 impl Direction {
     fn new(now: Time, rate: Rate) -> Direction {
         Direction {
-            limited: AtomicBool::new(!rate.is_unlimited()),
+            bytes_per_s: AtomicU64::new(rate.bytes_per_s()),
             state: Mutex::new(State { limiter: Limiter::new(now, rate), waiting: HashMap::new() }),
             some: Notify::new(),
         }
     }
 
     pub fn rate(&self) -> Rate {
-        self.lock().limiter.rate()
+        Rate::from_bytes_per_s(self.bytes_per_s.load(Ordering::Acquire))
     }
 
     pub fn set_rate(&self, now: Time, rate: Rate) {
         self.lock().limiter.set_rate(now, rate);
-        self.limited.store(!rate.is_unlimited(), Ordering::Release);
+        self.bytes_per_s.store(rate.bytes_per_s(), Ordering::Release);
     }
 
     fn share_out(&self, now: Time) {
@@ -103,7 +106,7 @@ impl Direction {
         for grant in grants {
             if let Some(waiter) = state.waiting.remove(&grant.session) {
                 if !unlimited {
-                    waiter.left_bytes.store(grant.bytes, Ordering::Release);
+                    waiter.left_bytes.fetch_add(grant.bytes, Ordering::AcqRel);
                 }
                 waiter.handle.wake.notify_one();
             }
@@ -127,15 +130,49 @@ impl Direction {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Way {
+    /// What is sent at once goes in one packet, or in as few as a cable takes.
+    Up,
+    /// What is read at once says nothing of the packets in which it came: they were full ones.
+    Down,
+}
+
+impl Way {
+    /// Bytes of headers that so many bytes of payload, moved at once, are taken to have.
+    fn headers(self, payload_bytes: u32) -> u32 {
+        match self {
+            Way::Up => HEADER_BYTES / 2 * (1 + payload_bytes.div_ceil(PACKET_BYTES)),
+            Way::Down => payload_bytes / (2 * PACKET_BYTES / HEADER_BYTES + 1),
+        }
+    }
+
+    /// Bytes of payload that, with their headers, use up a grant.
+    fn payload(self, granted_bytes: u32) -> u32 {
+        let one = match self {
+            Way::Up => HEADER_BYTES / 2,
+            Way::Down => 0,
+        };
+        let left = u64::from(granted_bytes.saturating_sub(one));
+        (left * u64::from(PACKET_BYTES) / u64::from(PACKET_BYTES + HEADER_BYTES / 2)) as u32
+    }
+}
+
 impl Meter {
+    /// What it holds this session back to, together with all others.
+    pub fn limit(&self) -> Rate {
+        self.limited.as_ref().map_or(Rate::UNLIMITED, |(direction, _)| direction.rate())
+    }
+
     /// How many of `wanted_bytes` may move now. If none, the session is woken when that changes.
     pub fn allowed(&self, wanted_bytes: usize) -> usize {
         let Some((direction, waiter)) = &self.limited else { return wanted_bytes };
-        if !direction.limited.load(Ordering::Acquire) {
+        if direction.rate().is_unlimited() {
             return wanted_bytes;
         }
         let left = waiter.left_bytes.load(Ordering::Acquire);
-        if left == 0 {
+        let allowed = self.way.payload(left);
+        if allowed == 0 {
             let id = waiter.handle.id;
             let mut state = direction.lock();
             state.limiter.ask(waiter.torrent, id);
@@ -143,13 +180,13 @@ impl Meter {
             drop(state);
             direction.some.notify_one();
         }
-        wanted_bytes.min((left - left / (HEADERS_PART + 1)) as usize)
+        wanted_bytes.min(allowed as usize)
     }
 
     pub fn moved(&self, bytes: usize) {
         if let Some((_, waiter)) = &self.limited {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let spend = |left: u32| Some(left.saturating_sub(bytes.saturating_add(bytes / HEADERS_PART)));
+            let spend = |left: u32| Some(left.saturating_sub(bytes.saturating_add(self.way.headers(bytes))));
             // The closure always answers, so this cannot fail.
             let _ = waiter.left_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
         }
@@ -199,6 +236,19 @@ fn shares_subnet(ip: IpAddr, address: IpAddr, mask: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_sent_counts_the_headers_of_one_packet_or_half_of_a_cables() {
+        assert_eq!([1, 1_448, 14_480].map(|bytes| Way::Up.headers(bytes)), [66, 66, 33 * 11]);
+        assert_eq!(Way::Down.headers(1_448), 32);
+        for way in [Way::Up, Way::Down] {
+            for granted in [100, 1_448, 1_750, 2_621, 65_536, 700_000] {
+                let payload = way.payload(granted);
+                let used = payload + way.headers(payload);
+                assert!(used.abs_diff(granted) <= 1 + HEADER_BYTES / 2 + granted / 5_000, "{granted}: {used}");
+            }
+        }
+    }
 
     #[test]
     fn a_subnet_is_what_the_mask_says() {

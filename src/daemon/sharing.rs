@@ -308,11 +308,12 @@ impl Sharing {
             self.gone_files.insert((share.stat.device, share.stat.inode), path.clone());
             self.going.insert(path.clone(), now + MOVE_GRACE);
         }
+        let shared: HashSet<InfoHash> = state.shared.values().map(|share| share.key).collect();
         drop(state);
         // What was withdrawn and served on for a while is not served for ever.
         for torrent in self.core.torrents() {
             let from_upload = torrent.with_status(|status| matches!(status.origin, Origin::Upload { .. }));
-            if from_upload && self.core.shares.paths_of(torrent.key()).is_empty() {
+            if from_upload && !shared.contains(&torrent.key()) {
                 self.lingering.push((now, torrent.key()));
                 torrent.update(|status| status.withdrawn = true);
             }

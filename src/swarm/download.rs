@@ -9,6 +9,7 @@ use super::{CloseReason, Given, PeerFault, SessionId, UnitDigest};
 use crate::clock::Time;
 use crate::wire::layout::{BLOCK_BYTES, Block, PieceIndex, RawBlock};
 use crate::wire::message::Message;
+use crate::wire::rate::Rate;
 
 /// Blocks asked twice that one peer may have under way in the end game: duplicates must stay a rounding error.
 const END_GAME_REQUESTS: usize = 8;
@@ -83,6 +84,13 @@ impl Swarm {
         incoming.held = held;
         incoming.since = now;
         session.down.last_block = now;
+    }
+
+    /// What we read of all peers together is held back to this rate, of this one too.
+    pub fn set_limit(&mut self, id: SessionId, limit: Rate) {
+        if let Some(session) = self.sessions.get_mut(&id) {
+            session.down.set_limit(limit);
+        }
     }
 
     /// The whole payload of a placed block is in.

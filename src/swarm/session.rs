@@ -7,11 +7,13 @@ use super::bans::Endpoint;
 use super::flood::Chatter;
 use super::rate::ByteRate;
 use super::superseed::Veil;
+use super::upload::RequestQueue;
 use super::{Giver, Identity, PeerFault, SessionId};
 use crate::clock::Time;
 use crate::wire::bitfield::Bitfield;
 use crate::wire::layout::{BLOCK_BYTES, Block, MAX_BLOCK_BYTES, PieceIndex};
 use crate::wire::message::Message;
+use crate::wire::rate::Rate;
 
 /// Asked of a peer before anything is known of it. Small: in a flash crowd everybody asks the one seed for different
 /// pieces, and what is asked too early is had late. Slow start makes up for it within a few round trips.
@@ -20,6 +22,9 @@ pub(super) const FIRST_WINDOW_BYTES: u32 = 4 * BLOCK_BYTES;
 const SPARE_WINDOW_BYTES: u32 = 2 * BLOCK_BYTES;
 /// The window holds what the peer sends in this time, or in two round trips if they take longer.
 const WINDOW_TIME: Duration = Duration::from_millis(500);
+/// While a limit of ours holds reading back, no more is under way than it lets through in this time, or in two round trips:
+/// the rest would fill the socket, and a full one takes bursts of half its buffer. The limiter's pauses are a third of it.
+const LIMITED_WINDOW_TIME: Duration = Duration::from_millis(60);
 /// A peer with more delay than this is asked for less than would fill its pipe.
 const MAX_WINDOW_TIME: Duration = Duration::from_secs(4);
 /// How often slow start looks whether the rate still grows.
@@ -30,6 +35,8 @@ const DEFAULT_REQQ: u32 = 250;
 const MAX_REQQ: u32 = 4_096;
 /// A larger block shall not take longer than this at the peer's rate: a cancel or a choke must bite soon.
 const LARGE_BLOCK_TIME_MS: u64 = 100;
+/// The same under a limit, which is to hold evenly.
+const LIMITED_BLOCK_TIME_MS: u64 = 25;
 /// Requests withdrawn or choked away whose block may still come: as many as a full window holds.
 const MAX_GIVEN_UP: usize = 1_024;
 /// No block is late before this.
@@ -114,6 +121,7 @@ pub(super) struct Window {
     round_ends: Option<Time>,
     /// The least time from request to answer: round trip and service of one block.
     least_delay: Option<Duration>,
+    limit: Rate,
 }
 
 /// What we take from the peer.
@@ -153,7 +161,7 @@ pub(super) struct Download {
 /// What we give to the peer.
 #[derive(Debug, Default)]
 pub(super) struct Upload {
-    pub queue: VecDeque<Block>,
+    pub queue: RequestQueue,
     pub serving: u32,
     pub rate: ByteRate,
     pub sent_bytes: u64,
@@ -344,7 +352,8 @@ impl Download {
         if most <= BLOCK_BYTES {
             return BLOCK_BYTES;
         }
-        let quick = self.rate.bytes_per_s(now) * LARGE_BLOCK_TIME_MS / 1_000;
+        let time_ms = if self.window.limit.is_unlimited() { LARGE_BLOCK_TIME_MS } else { LIMITED_BLOCK_TIME_MS };
+        let quick = self.rate.bytes_per_s(now) * time_ms / 1_000;
         let mut bytes = BLOCK_BYTES;
         while bytes * 2 <= most && u64::from(bytes) * 2 <= quick {
             bytes *= 2;
@@ -411,6 +420,11 @@ impl Download {
         self.window.learn(now, incoming.block.len(), self.rate.bytes_per_s(now), window_max_bytes);
     }
 
+    /// What all that we read is held back to, if this peer's part counts.
+    pub fn set_limit(&mut self, limit: Rate) {
+        self.window.limit = limit;
+    }
+
     pub fn window_bytes(&self) -> u32 {
         if self.snubbed { 1 } else { self.window.bytes }
     }
@@ -430,7 +444,14 @@ impl Download {
 
 impl Window {
     fn new() -> Window {
-        Window { bytes: FIRST_WINDOW_BYTES, slow_start: true, round_rate: 0, round_ends: None, least_delay: None }
+        Window {
+            bytes: FIRST_WINDOW_BYTES,
+            slow_start: true,
+            round_rate: 0,
+            round_ends: None,
+            least_delay: None,
+            limit: Rate::UNLIMITED,
+        }
     }
 
     /// Slow start adds what comes in, so that the window doubles each round trip while the rate grows; then the window
@@ -448,7 +469,21 @@ impl Window {
             let time = self.least_delay.map_or(WINDOW_TIME, |delay| delay * 2).clamp(WINDOW_TIME, MAX_WINDOW_TIME);
             u64::from(SPARE_WINDOW_BYTES) + rate.saturating_mul(time.as_millis() as u64) / 1_000
         };
-        self.bytes = bytes.min(u64::from(max_bytes)) as u32;
+        self.bytes = bytes.min(u64::from(max_bytes)).min(self.limited_bytes(len)) as u32;
+    }
+
+    /// What the limit leaves of the window; `len` is that of a block that came.
+    fn limited_bytes(&self, len: u32) -> u64 {
+        if self.limit.is_unlimited() {
+            return u64::MAX;
+        }
+        let limit = self.limit.bytes_per_s();
+        // The least delay is a round trip, and the time in which we read a block.
+        let reading = Duration::from_millis(u64::from(len) * 1_000 / limit);
+        let round_trip = self.least_delay.map_or(Duration::ZERO, |delay| delay.saturating_sub(reading));
+        let time = (round_trip * 2).clamp(LIMITED_WINDOW_TIME, MAX_WINDOW_TIME);
+        // One block is on its way while another is read.
+        (limit.saturating_mul(time.as_millis() as u64) / 1_000).max(u64::from(BLOCK_BYTES))
     }
 }
 
@@ -472,6 +507,19 @@ mod tests {
         assert_eq!(window.bytes, 8 << 20);
         feed(&mut window, 16_000, 2_100, 2_200);
         assert_eq!(window.bytes, 8_000 + SPARE_WINDOW_BYTES);
+    }
+
+    #[test]
+    fn under_a_limit_little_more_is_asked_than_is_read_soon() {
+        let mut window = Window { limit: Rate::from_bytes_per_s(128_000), ..Window::new() };
+        feed(&mut window, 128_000, 0, 100);
+        assert_eq!(window.bytes, BLOCK_BYTES, "from the beginning");
+        window.limit = Rate::from_bytes_per_s(10_000_000);
+        feed(&mut window, 10_000_000, 100, 3_000);
+        assert_eq!(window.bytes, 600_000);
+        window.least_delay = Some(Duration::from_millis(310));
+        feed(&mut window, 10_000_000, 3_000, 3_100);
+        assert_eq!(window.bytes, 6_000_000, "two round trips");
     }
 
     #[test]

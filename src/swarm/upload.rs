@@ -1,5 +1,7 @@
 //! What peers ask of us.
 
+use std::collections::{BTreeSet, VecDeque};
+
 use super::session::{Session, Upload};
 use super::torrent::Swarm;
 use super::{PeerFault, SessionId};
@@ -14,12 +16,59 @@ const LEAST_LAP_BYTES: u64 = 64 << 10;
 /// ... nor more seldom: an eighth of a turn at a seed.
 const LONGEST_LAP_BYTES: u64 = 4 << 20;
 
+/// Requests that wait, in the order in which they came, each once.
+#[derive(Debug, Default)]
+pub(super) struct RequestQueue {
+    order: VecDeque<Block>,
+    /// The same: a peer may have hundreds waiting, and each new one is looked up.
+    waiting: BTreeSet<Block>,
+}
+
+impl RequestQueue {
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+
+    pub fn front(&self) -> Option<&Block> {
+        self.order.front()
+    }
+
+    /// False if it waits already.
+    fn push(&mut self, block: Block) -> bool {
+        let new = self.waiting.insert(block);
+        if new {
+            self.order.push_back(block);
+        }
+        new
+    }
+
+    fn pop(&mut self) -> Option<Block> {
+        let block = self.order.pop_front()?;
+        self.waiting.remove(&block);
+        Some(block)
+    }
+
+    fn retain(&mut self, mut keep: impl FnMut(&Block) -> bool) {
+        self.order.retain(|block| {
+            let keeps = keep(block);
+            if !keeps {
+                self.waiting.remove(block);
+            }
+            keeps
+        });
+    }
+}
+
 impl Swarm {
     /// The next block to send to this peer, taken off its queue. The shell calls it when the socket has room, and
     /// answers with [`Swarm::upload_done`] or [`Swarm::upload_failed`].
     pub fn next_upload(&mut self, id: SessionId) -> Option<Block> {
         let up = &mut self.sessions.get_mut(&id)?.up;
-        let block = up.queue.pop_front()?;
+        let block = up.queue.pop()?;
         up.serving += 1;
         Some(block)
     }
@@ -74,8 +123,7 @@ impl Swarm {
         let full = session.up.queue.len() + session.up.serving as usize >= MAX_QUEUED_REQUESTS;
         if session.we_choke || full {
             session.reject(raw);
-        } else if !session.up.queue.contains(&had) {
-            session.up.queue.push_back(had);
+        } else if session.up.queue.push(had) {
             self.superseed_asked(now, id, had.piece());
         }
         Ok(())

@@ -196,6 +196,9 @@ impl fmt::Debug for RelPath {
 /// Text from a stranger, fit for a terminal and for a file of lines: control characters (C0, DEL, C1), line and
 /// paragraph separators and those that turn the direction of writing become `\uXXXX`.
 pub fn escape_for_terminal(text: &str) -> String {
+    if text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
         let harmful = char.is_control()

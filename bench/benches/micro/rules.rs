@@ -105,6 +105,7 @@ pub fn choker(criterion: &mut Criterion) {
         account: Account { given_bytes: u64::from(n) << 20, taken_bytes: 1 << 20 },
         piece_bytes: PIECE_BYTES,
         since: Time::ZERO,
+        keeps: false,
         denies: false,
     };
     let mut views: Vec<SessionView> = (0..PEERS).map(view).collect();

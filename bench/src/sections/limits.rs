@@ -19,7 +19,7 @@ const MIB: u64 = 1 << 20;
 /// A torrent that lasts for any of the measurements.
 const BYTES: u64 = 1 << 30;
 const NAMES: [&str; 3] = ["one.bin", "two.bin", "three.bin"];
-const RATES: [u64; 4] = [MIB / 2, MIB, 4 * MIB, 32 * MIB];
+const RATES: [u64; 6] = [MIB / 8, MIB / 4, MIB / 2, MIB, 4 * MIB, 32 * MIB];
 
 /// What came over some links, in samples.
 struct Trace {

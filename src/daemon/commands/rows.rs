@@ -121,17 +121,21 @@ impl Commands {
 
     pub(super) async fn list(&self, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
         let torrents = self.core.torrents();
-        let rows = torrents.iter().filter(|torrent| !torrent.with_status(|s| s.withdrawn)).map(|t| self.row(t));
+        let rows = torrents.iter().filter_map(|torrent| self.row(torrent));
         let hashing = self.core.shares.hashing_paths().into_iter().map(|(path, bytes)| self.hashing_row(&path, bytes));
         let rows: Vec<TorrentRow> = rows.chain(hashing).collect();
         reply.send_rows(rows, Answer::Torrents).await?;
         Ok(Answer::End)
     }
 
-    fn row(&self, torrent: &Torrent) -> TorrentRow {
+    /// None of what is withdrawn.
+    fn row(&self, torrent: &Torrent) -> Option<TorrentRow> {
         let status = torrent.status();
+        if status.withdrawn {
+            return None;
+        }
         let glance = self.glance(torrent, &status);
-        TorrentRow {
+        Some(TorrentRow {
             name: torrent.summary.name.to_string_lossy().into_owned(),
             key: Some(Key(torrent.key())),
             path: PathBytes::from(self.core.data_path(torrent)),
@@ -145,7 +149,7 @@ impl Commands {
             private: torrent.summary.private,
             origin: origin_of(&status.origin),
             error: error_of(&status),
-        }
+        })
     }
 
     /// A file of upload/ that has no key yet.
@@ -362,7 +366,7 @@ impl Commands {
 
     pub(super) fn status(&self) -> Result<Answer, Failure> {
         let core = &self.core;
-        let torrents = core.torrents();
+        let torrents = core.torrents_unsorted();
         let (mut downloading, mut seeding) = (0, 0);
         let (mut down, mut up, mut sessions) = (0, 0, 0);
         for torrent in &torrents {

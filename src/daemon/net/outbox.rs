@@ -17,9 +17,11 @@ use crate::swarm::{SessionId, Swarm};
 use crate::wire::layout::{BLOCK_BYTES, Block};
 use crate::wire::message::{self, Message, PIECE_HEADER_BYTES};
 
-/// Blocks are read and sent in batches of at most so many bytes: large enough that a call costs little per byte, small
-/// enough that two of them for each of 200 sessions stay bounded (only unchoked sessions have any) ...
-const MAX_BATCH_BYTES: usize = 256 * 1024;
+/// Blocks are fetched and sent in batches of at most so many bytes: each costs two changes of thread and a look at the
+/// file. A batch in a pipe takes no memory ...
+const MAX_BATCH_BYTES: usize = 512 * 1024;
+/// ... a copied one does: two of them for each of 200 sessions stay bounded (only unchoked sessions have any) ...
+const MAX_COPIED_BYTES: usize = 256 * 1024;
 /// ... and at least so many: one block is read while another is sent.
 const MIN_BATCH_BYTES: usize = BLOCK_BYTES as usize;
 /// What has left the rules' hands cannot be taken back when its taker is choked or has it from elsewhere: it is as much
@@ -77,6 +79,8 @@ pub struct Outbox {
     ready: Option<Batch>,
     spare: Spare,
     batch_bytes: usize,
+    /// The last batch is in a pipe: so, most likely, will be the next.
+    piped: bool,
 }
 
 /// A power of two, so that it seldom changes.
@@ -139,7 +143,12 @@ impl Outbox {
     pub fn pace(&mut self, rate_bytes_per_s: u64) -> Option<Option<u32>> {
         let batch_bytes = batch_bytes(rate_bytes_per_s);
         let changed = std::mem::replace(&mut self.batch_bytes, batch_bytes) != batch_bytes;
-        changed.then(|| (batch_bytes < MAX_BATCH_BYTES).then_some(batch_bytes as u32))
+        changed.then(|| (!self.is_fast()).then_some(batch_bytes as u32))
+    }
+
+    /// It sends so fast that a copy shows.
+    fn is_fast(&self) -> bool {
+        self.batch_bytes >= MAX_COPIED_BYTES
     }
 
     /// Chooses what goes out next, messages before blocks, and which blocks are to be read meanwhile.
@@ -156,7 +165,8 @@ impl Outbox {
             return;
         }
         let mut bytes: usize = self.wanted.iter().map(|b| b.len() as usize).sum();
-        while bytes < self.batch_bytes {
+        let most = if self.piped { self.batch_bytes } else { self.batch_bytes.min(MAX_COPIED_BYTES) };
+        while bytes < most {
             let Some(block) = swarm.next_upload(id) else { break };
             bytes += block.len() as usize;
             self.wanted.push(block);
@@ -169,7 +179,7 @@ impl Outbox {
             return;
         }
         if self.wanted.is_empty() {
-            if !self.has_bytes() {
+            if !self.has_bytes() && !self.is_fast() {
                 // Nobody takes anything: a pipe is others'.
                 self.spare = Spare::default();
             }
@@ -177,7 +187,7 @@ impl Outbox {
         }
         let blocks = std::mem::take(&mut self.wanted);
         let spare = std::mem::take(&mut self.spare);
-        let pipes = (self.batch_bytes == MAX_BATCH_BYTES).then(|| core.pipe_permits.clone());
+        let pipes = self.is_fast().then(|| core.pipe_permits.clone());
         let (torrent, active) = (torrent.clone(), active.clone());
         self.reading = Some(tokio::task::spawn_blocking(move || fetch_batch(&torrent, &active, blocks, spare, pipes)));
     }
@@ -198,6 +208,7 @@ impl Outbox {
     pub fn put_batch(&mut self, read: BatchRead) -> Vec<Block> {
         match read {
             BatchRead::Read(batch) => {
+                self.piped = matches!(batch.bytes, Bytes::Piped(_));
                 self.ready = Some(batch);
                 Vec::new()
             }
@@ -298,6 +309,7 @@ mod tests {
         assert_eq!(outbox.pace(200_000), None, "a block is the least");
         assert_eq!(outbox.pace(1_000_000), Some(Some(64 << 10)), "50 ms of 1 MB/s, rounded up");
         assert_eq!(outbox.pace(900_000), None);
+        assert_eq!(outbox.pace(5_000_000), Some(None));
         assert_eq!(outbox.pace(500_000_000), Some(None));
         assert_eq!(outbox.pace(u64::MAX), None);
         assert_eq!(outbox.pace(100_000), Some(Some(16 << 10)));

@@ -15,9 +15,9 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::daemon::disk::fs::DiskFile;
 
-/// 128 slots. Every page takes one, and every header: a batch of 256 KiB of strangers' blocks, none of them at a page's
-/// border, takes 96.
-const PIPE_BYTES: i32 = 512 << 10;
+/// 256 slots, what a user may have by default. Every page takes one, and every header: a batch of 512 KiB of strangers'
+/// blocks, none of them at a page's border, takes 192.
+const PIPE_BYTES: i32 = 1 << 20;
 
 /// Dropping it lets go of what it holds.
 #[derive(Debug)]
@@ -110,8 +110,8 @@ mod tests {
         let mut pipe = Pipe::new(place).unwrap();
         // The most slots that a batch takes: small blocks, none at a page's border.
         let mut expected = Vec::new();
-        for block in 0..16 {
-            let at = block * 40_000 + 1;
+        for block in 0..32 {
+            let at = block * 20_000 + 1;
             pipe.push(b"header").unwrap();
             pipe.push_file(&*file, at as u64, 16_384).unwrap();
             expected.extend_from_slice(b"header");
@@ -134,6 +134,7 @@ mod tests {
 
         let ends = pipe.push_file(&*file, 999_999, 2).unwrap_err();
         assert_eq!(ends.kind(), io::ErrorKind::UnexpectedEof);
+        pipe.push_file(&*file, 0, 600_000).unwrap();
         let full = pipe.push_file(&*file, 0, 1_000_000).unwrap_err();
         assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
     }

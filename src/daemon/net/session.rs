@@ -292,6 +292,7 @@ impl<S: PeerStream> Session<S> {
         let now = self.core.clock.now();
         let work = {
             let mut inner = self.active.lock();
+            inner.swarm.set_limit(self.handle.id, self.down.limit());
             match inner.swarm.block_received(now, self.handle.id, block) {
                 Receipt::Redundant => return,
                 Receipt::Keep { .. } => drop(inner.assembly.insert(block, buffer)),
