@@ -159,7 +159,8 @@ impl Peer {
     pub fn wait_ready(&mut self) {
         wait_until(secs(20), &format!("peerd {} answers", self.name), || {
             assert!(self.process.ended().is_none(), "peerd {} has ended", self.name);
-            self.ctl(&["status"]).code == Some(0)
+            // Where none is found here, peerctl looks on, and would find whatever else runs on this machine.
+            self.ctl(&["--socket", "state/peerd.sock", "status"]).code == Some(0)
         });
     }
 
