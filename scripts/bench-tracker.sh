@@ -29,6 +29,8 @@ done
 
 end_tracker() {
     [ -z "$pid" ] || { kill -9 "$pid" && wait "$pid" || true; } 2>/dev/null
+    # The kernel closes what lay in a ring (io_uring) a little after its process has ended.
+    [ -z "$pid" ] || sleep 1
     pid=
 }
 trap 'end_tracker; ip netns del "$namespace" || true; rm -rf "$folder"' EXIT
