@@ -1,10 +1,16 @@
 //! How long UDP announces take at a fifth of the greatest rate, with and without searches beside them.
 
+use std::io::IoSliceMut;
+use std::os::fd::AsRawFd;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
+use nix::cmsg_space;
+use nix::libc;
+use nix::sys::socket::sockopt::ReceiveTimestampns;
+use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt};
 use peerd::wire::catalogue::SearchQuery;
 use peerd::wire::id::InfoHash;
 use peerd::wire::tracker_udp::{Family, Response};
@@ -15,7 +21,7 @@ use crate::server::{Http, Trackerd, Udp, announce, local_ip};
 
 const PART: Duration = Duration::from_secs(6);
 /// Without, with, without, with ...
-const PAIRS: usize = 5;
+const PAIRS: usize = 9;
 const SEARCHES_PER_S: u32 = 20;
 /// Under way at once when the greatest rate is sought.
 const WINDOW: usize = 256;
@@ -78,12 +84,13 @@ fn greatest_rate(udp: &Udp, peers: &[(InfoHash, u32)]) -> Result<f64> {
 fn paced(udp: &Udp, peers: &[(InfoHash, u32)], rate: f64) -> Result<Vec<Duration>> {
     let sent_at: Vec<AtomicU64> = (0..SLOTS).map(|_| AtomicU64::new(0)).collect();
     let took = Mutex::new(Vec::with_capacity((rate * PART.as_secs_f64()) as usize + 1));
-    let started = Instant::now();
+    setsockopt(&udp.socket, ReceiveTimestampns, &true)?;
+    let (began, started) = (SystemTime::now().duration_since(UNIX_EPOCH)?, Instant::now());
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let (mut reply, mut took) = ([0; 2_048], took.lock().expect("nobody else holds it"));
-            while let Ok(bytes) = udp.socket.recv(&mut reply) {
-                let now = started.elapsed();
+            while let Ok((bytes, came)) = receive(udp, &mut reply) {
+                let now = came.saturating_sub(began);
                 if let Ok(Response::Announce { transaction_id, .. }) = Response::decode(&reply[..bytes], Family::V4) {
                     let sent = Duration::from_nanos(sent_at[transaction_id as usize % SLOTS].load(Ordering::Acquire));
                     took.push(now.saturating_sub(sent));
@@ -103,6 +110,17 @@ fn paced(udp: &Udp, peers: &[(InfoHash, u32)], rate: f64) -> Result<Vec<Duration
         anyhow::Ok(())
     })?;
     Ok(took.into_inner().expect("its thread has ended"))
+}
+
+/// An answer, and when the kernel got it: how soon this thread is woken is no matter of the tracker's.
+fn receive(udp: &Udp, reply: &mut [u8]) -> Result<(usize, Duration)> {
+    let (mut slices, mut control) = ([IoSliceMut::new(reply)], cmsg_space!(libc::timespec));
+    let message = recvmsg::<()>(udp.socket.as_raw_fd(), &mut slices, Some(&mut control), MsgFlags::empty())?;
+    let came = message.cmsgs()?.find_map(|message| match message {
+        ControlMessageOwned::ScmTimestampns(time) => Some(Duration::from(time)),
+        _ => None,
+    });
+    Ok((message.bytes, came.context("the kernel tells no time")?))
 }
 
 fn search(trackerd: &Trackerd, queries: &[String], stop: &AtomicBool) -> Result<()> {
