@@ -9,6 +9,7 @@ pub mod ctl;
 pub mod daemon;
 pub mod db;
 pub mod logging;
+pub mod priority;
 pub mod sim;
 pub mod swarm;
 pub mod tracker;

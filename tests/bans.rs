@@ -26,7 +26,7 @@ fn a_poisoner_is_banned_and_the_honest_peer_on_its_address_is_not() {
     let keys = scripts.each_ref().map(|script| script.info_hash);
     let [script, script_of_second] = scripts;
     let poisoner = Scripted::start(&honest.host, 7_001, script);
-    keys.iter().for_each(|key| poisoner.announce(&tracker, *key));
+    keys.iter().for_each(|key| poisoner.announce(&tracker.url(), *key));
     let leecher = Peer::start(&net.hosts[2], folder.path(), "C", &tracker);
     honest.host.shape(Some(40), None);
     leecher.fetch(names[0], secs(60));
@@ -66,7 +66,7 @@ fn a_peer_that_answers_for_another_torrent_is_refused() {
     let script = Script::seed(&torrent, &original);
     let key = script.info_hash;
     let other = Scripted::start(&net.hosts[2], 7_001, Script { info_hash: InfoHash::new([7; 20]), ..script });
-    other.announce(&tracker, key);
+    other.announce(&tracker.url(), key);
     let leecher = Peer::start(&net.hosts[3], folder.path(), "C", &tracker);
     honest.host.shape(Some(16), None);
     leecher.ctl(&["get", "--detach", "asked for.bin"]).expect_success();

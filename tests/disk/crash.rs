@@ -139,7 +139,7 @@ impl Scene {
             let script = Script::seed(torrent, content);
             let (key, rest) = (script.info_hash, if port == PORTS + FILES as u16 { minute::REST } else { script.rest });
             let seed = Scripted::start(&net.hosts[0], port, Script { rest, ..script });
-            seed.announce(&tracker, key);
+            seed.announce(&tracker.url(), key);
             seed
         };
         let seeds = torrents.iter().zip(&contents).zip(PORTS..).map(start).collect();
@@ -295,11 +295,13 @@ fn killed_or_cut_off_in_the_middle_of_a_write_peerd_goes_on_with_what_is_right()
     let _turn = gate::heavy();
     let (seed, mut scene) = (seed(), Scene::new());
     let slow_seed = scene.seeds.pop().expect("the last one");
-    let slow =
-        minute::begin(&scene.net.hosts[2], scene.folder.path(), &scene.tracker.ip(), slow_seed, loops().div_ceil(50));
+    let slow = minute::begin(&scene.net.hosts[2], scene.folder.path(), &scene.tracker, slow_seed, loops().div_ceil(50));
     let mut rng = SmallRng::seed_from_u64(seed);
     let (mut under_way, count, mut known) = (0, loops(), Known::default());
     for n in 0..count {
+        if n % 50 == 49 {
+            scene.seeds.iter().for_each(|seed| seed.announce(&scene.tracker.url(), seed.info_hash()));
+        }
         let (mut process, order) = if n % 5 == 4 {
             scene.victim.disk.cut_at(Moment::Sync(rng.random_range(0..6)));
             (scene.victim.launch(), Order { act: Act::Start, moment: None, name: String::new() })

@@ -9,6 +9,7 @@ use super::victim::{Victim, crash, look, persisted_ledger};
 use crate::support::content::MIB;
 use crate::support::disk::Leaves;
 use crate::support::net::Host;
+use crate::support::peer::Tracker;
 use crate::support::scripted::Scripted;
 use crate::support::secs;
 
@@ -29,10 +30,10 @@ const UNDER_WAY: u64 = 2;
 pub struct Slow(JoinHandle<()>);
 
 /// Begins the download on this host, from a peer that counts; so often, one after the other.
-pub fn begin(host: &Host, folder: &Path, tracker: &str, from: Scripted, rounds: u64) -> Slow {
+pub fn begin(host: &Host, folder: &Path, tracker: &Tracker, from: Scripted, rounds: u64) -> Slow {
     let folder: PathBuf = folder.join("slow");
-    let victim = Victim::new(host, &folder, tracker);
-    let mut run = Run { victim, folder, from, ledger_before: 0 };
+    let victim = Victim::new(host, &folder, &tracker.ip());
+    let mut run = Run { victim, folder, from, tracker: tracker.url(), ledger_before: 0 };
     Slow(std::thread::spawn(move || (0..rounds).for_each(|round| run.round(round))))
 }
 
@@ -40,6 +41,7 @@ struct Run {
     victim: Victim,
     folder: PathBuf,
     from: Scripted,
+    tracker: String,
     /// What the ledger had when the last round ended.
     ledger_before: u64,
 }
@@ -50,6 +52,7 @@ impl Run {
         if round > 0 {
             self.victim.ctl(&["remove", "--data", NAME]).expect_success();
         }
+        self.from.announce(&self.tracker, self.from.info_hash());
         let given_before = self.from.payload_bytes();
         self.victim.ctl(&["get", "--detach", NAME]).expect_success();
         let (begun, mut samples) = (Instant::now(), Vec::new());

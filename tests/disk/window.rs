@@ -73,7 +73,7 @@ fn reading_stops_at_64_mib_uncommitted_and_a_power_cut_takes_no_more() {
     drop(publisher);
     let key = script.info_hash;
     let from = Scripted::start(&net.hosts[0], PORT, script);
-    from.announce(&tracker, key);
+    from.announce(&tracker.url(), key);
     let mut victim = Victim::new(&net.hosts[1], folder.path(), &tracker.ip());
     let most = UNCOMMITTED_MAX_BYTES + BESIDE_BYTES;
 

@@ -19,7 +19,6 @@ use peerd::wire::message::{Message, encode_piece_header};
 use peerd::wire::metainfo::Metainfo;
 
 use super::net::Host;
-use super::peer::Tracker;
 
 /// How often whoever waits looks whether it is to stop.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
@@ -85,13 +84,19 @@ impl Scripted {
         Scripted { addr, host: host.clone(), script, seen, thread: Some(thread) }
     }
 
-    /// Tells the tracker that it is a seed of what it serves.
+    /// Tells the tracker, by its URL, that it is a seed of this. One that says so once and is no peerd is forgotten after 660 s
+    /// (design.md *Leave*): what takes longer says it again.
     #[track_caller]
-    pub fn announce(&self, tracker: &Tracker, info_hash: InfoHash) {
+    pub fn announce(&self, tracker: &str, info_hash: InfoHash) {
         let hash: String = info_hash.as_bytes().iter().map(|byte| format!("%{byte:02x}")).collect();
         let query = format!("info_hash={hash}&peer_id=-XX0000-scriptedpeer&port={}&left=0", self.addr.port());
-        let url = format!("{}/announce?{query}&uploaded=0&downloaded=0&compact=1", tracker.url());
+        let url = format!("{tracker}/announce?{query}&uploaded=0&downloaded=0&compact=1");
         self.host.curl(&[&url]).expect_success();
+    }
+
+    /// What it serves.
+    pub fn info_hash(&self) -> InfoHash {
+        self.script.info_hash
     }
 
     /// Connections so far, either way.

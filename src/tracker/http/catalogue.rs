@@ -1,17 +1,16 @@
 //! Search, publishing, withdrawing, the `.torrent`s, who is in a swarm.
 
-use std::cell::Cell;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::header::{AUTHORIZATION, CONTENT_DISPOSITION, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use rustix::process::setpriority_process;
 
 use super::announce::with_rng;
 use super::body::{BodyError, FileBody};
 use super::{Answer, Ends, Request, Site, host, text, with_type};
+use crate::priority;
 use crate::tracker::announcer::{AnnounceRefused, Asker};
 use crate::tracker::auth::{AuthError, Checked, Freshness};
 use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, Signed, WithdrawError};
@@ -25,9 +24,6 @@ use crate::wire::metainfo::{MAX_TORRENT_BYTES, Metainfo};
 const MAX_UNKNOWN_KEYS: usize = 10_000;
 /// The longest Host that is written into a `.torrent`: a DNS name and a port.
 const MAX_HOST_BYTES: usize = 261;
-
-/// A ninth of the weight of a thread at 0 (sched(7)), so that nothing starves either.
-const NICE_BEHIND_ANNOUNCES: i32 = 10;
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const TORRENT: HeaderValue = HeaderValue::from_static("application/x-bittorrent");
@@ -303,7 +299,8 @@ pub(super) fn peers(site: &Site, key: &InfoHash, asker: Asker) -> Answer {
 /// Runs what takes milliseconds or reads the disk beside the runtime, and after the announces.
 async fn blocking(site: Arc<Site>, work: impl FnOnce(&Site) -> Answer + Send + 'static) -> Answer {
     let worked = tokio::task::spawn_blocking(move || {
-        step_back();
+        // A search takes as long as hundreds of announces.
+        priority::step_back();
         work(&site)
     });
     match worked.await {
@@ -312,16 +309,6 @@ async fn blocking(site: Arc<Site>, work: impl FnOnce(&Site) -> Answer + Send + '
             tracing::error!(%error, "a request was not answered");
             text(StatusCode::INTERNAL_SERVER_ERROR, "the tracker failed to answer\n")
         }
-    }
-}
-
-/// Lets the threads that answer announces go first on a core that both want: a search takes as long as hundreds of them.
-fn step_back() {
-    thread_local!(static STEPPED_BACK: Cell<bool> = const { Cell::new(false) });
-    if !STEPPED_BACK.replace(true)
-        && let Err(error) = setpriority_process(None, NICE_BEHIND_ANNOUNCES)
-    {
-        tracing::debug!(%error, "searches run at the priority of announces");
     }
 }
 
