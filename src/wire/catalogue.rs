@@ -301,6 +301,16 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn a_match_that_is_not_known_reads_as_a_typo_and_is_written_as_one() {
+        for (said, read) in
+            [("exact", Match::Exact), ("prefix", Match::Prefix), ("", Match::Typo), ("sound", Match::Typo)]
+        {
+            assert_eq!(Match::from(said.to_owned()), read);
+        }
+        assert_eq!(String::from(Match::from("sound".to_owned())), "typo");
+    }
+
+    #[test]
     fn a_query_as_curl_and_as_a_form_sends_it() {
         let query = SearchQuery::from_query_string(
             "q=got+s01%20%D1%8F&type=mp4&min_size=1&max_size=18446744073709551615&limit=9999&offset=20&x=y",
