@@ -220,6 +220,15 @@ impl Scene {
         taker.end();
     }
 
+    /// What is fetched is in the ledger to the byte, once: what crashes took of it would hide what is counted twice.
+    fn fetches_what_is_counted(&self, seed: u64, name: &str) {
+        self.victim.ctl(&["remove", "--data", name]).expect_success();
+        let before = self.ledger_sum("received_bytes");
+        self.victim.ctl(&["get", "--quiet", name]).expect_success();
+        let counted = self.ledger_sum("received_bytes") - before;
+        assert_eq!(counted, FILE_BYTES, "seed {seed}: counted of {name}, which was fetched once");
+    }
+
     /// Everything can still be had, whole, by the victim and of the victim.
     fn finish(&self, seed: u64) {
         for n in 0..FILES {
@@ -231,6 +240,7 @@ impl Scene {
         }
         let (received, given) = (self.ledger_sum("received_bytes"), self.given_bytes());
         assert!(received <= given, "seed {seed}: V counted {received} bytes, {given} were sent to it");
+        self.fetches_what_is_counted(seed, &film(0));
         self.share(u64::MAX);
         let last = format!("own-{}.bin", u64::MAX);
         self.victim.wait_state(&last, "seeding", secs(60));
