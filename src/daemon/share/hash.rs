@@ -10,7 +10,6 @@ use std::thread;
 use sha1::{Digest, Sha1};
 
 use crate::daemon::disk::fs::DiskFile;
-use crate::priority;
 use crate::wire::id::PieceCheck;
 use crate::wire::layout::{Layout, LayoutError, PieceIndex};
 
@@ -161,8 +160,6 @@ fn run<F: ReadAt, O: Fn(usize) -> io::Result<F> + Sync>(
 impl<F: ReadAt, O: Fn(usize) -> io::Result<F> + Sync> Job<'_, O> {
     /// Takes pieces until there are none.
     fn work(&self, checks: &Mutex<Vec<PieceCheck>>) -> Result<(), HashError> {
-        // Whoever shares a terabyte still has files moving and commands answered.
-        priority::step_back();
         let mut buffer = vec![0; READ_BYTES.min(self.layout.piece_bytes() as usize)];
         let mut current: Option<(usize, F)> = None;
         while let Some(piece) = self.layout.piece(self.next.fetch_add(1, Ordering::Relaxed)) {
