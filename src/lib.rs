@@ -9,7 +9,6 @@ pub mod ctl;
 pub mod daemon;
 pub mod db;
 pub mod logging;
-pub mod priority;
 pub mod sim;
 pub mod swarm;
 pub mod tracker;

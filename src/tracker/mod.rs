@@ -164,7 +164,7 @@ impl Tracker {
         let for_state = clock.clone();
         let prepared = tokio::task::spawn_blocking(move || Prepared::new(options, for_state));
         let prepared = prepared.await.map_err(|error| StartError::Thread(io::Error::other(error)))??;
-        let site = prepared.site(clock.clone());
+        let site = prepared.site(clock.clone()).map_err(StartError::Thread)?;
         let Prepared { bound, options, announcer, ids, store, catalogue, keeper, .. } = prepared;
         let addresses = bound.iter().map(|bound| bound.address).collect();
         let (mut listeners, mut udp) = (Vec::new(), Vec::new());
@@ -261,8 +261,8 @@ impl Prepared {
         Ok(Prepared { bound, proxy_header, options, announcer, ids, store, catalogue, keeper })
     }
 
-    fn site(&self, clock: Arc<dyn Clock>) -> Arc<Site> {
-        Arc::new(Site {
+    fn site(&self, clock: Arc<dyn Clock>) -> io::Result<Arc<Site>> {
+        Ok(Arc::new(Site {
             announcer: self.announcer.clone(),
             catalogue: self.catalogue.clone(),
             keeper: self.keeper.clone(),
@@ -272,8 +272,9 @@ impl Prepared {
             proxy_header: self.proxy_header.clone(),
             gatekeeper: auth::Gatekeeper::default(),
             bodies: http::BodyBudget::default(),
+            behind: http::Behind::new()?,
             connections: AtomicUsize::new(0),
-        })
+        }))
     }
 }
 

@@ -500,7 +500,7 @@ impl Serving {
         let options = TrackerOptions { listen: vec!["127.0.0.1:0".parse().unwrap()], ..TrackerOptions::new(state_dir) };
         let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let prepared = Prepared::new(options, clock.clone()).unwrap();
-        let (address, site) = (prepared.bound[0].address, prepared.site(clock));
+        let (address, site) = (prepared.bound[0].address, prepared.site(clock).unwrap());
         let announcer = site.announcer.clone();
         let (stop, stopped) = watch::channel(false);
         let ended = runtime.spawn(async move {

@@ -10,7 +10,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode};
 use super::announce::with_rng;
 use super::body::{BodyError, FileBody};
 use super::{Answer, Ends, Request, Site, host, text, with_type};
-use crate::priority;
 use crate::tracker::announcer::{AnnounceRefused, Asker};
 use crate::tracker::auth::{AuthError, Checked, Freshness};
 use crate::tracker::catalogue::{FoundTorrent, PublishError, Published, Signed, WithdrawError};
@@ -298,12 +297,8 @@ pub(super) fn peers(site: &Site, key: &InfoHash, asker: Asker) -> Answer {
 
 /// Runs what takes milliseconds or reads the disk beside the runtime, and after the announces.
 async fn blocking(site: Arc<Site>, work: impl FnOnce(&Site) -> Answer + Send + 'static) -> Answer {
-    let worked = tokio::task::spawn_blocking(move || {
-        // A search takes as long as hundreds of announces.
-        priority::step_back();
-        work(&site)
-    });
-    match worked.await {
+    let of = site.clone();
+    match site.behind.run(move || work(&of)).await {
         Ok(answer) => answer,
         Err(error) => {
             tracing::error!(%error, "a request was not answered");

@@ -4,6 +4,7 @@
 //! the runtime: what reads the disk or searches runs on threads of its own.
 
 mod announce;
+mod behind;
 mod body;
 mod catalogue;
 pub mod server;
@@ -17,6 +18,7 @@ use axum::http::header::{ALLOW, CONTENT_TYPE, HOST};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode};
 use hyper::body::Incoming;
 
+pub use self::behind::Behind;
 pub use self::body::BodyBudget;
 use super::announcer::{Announcer, Asker};
 use super::auth::Gatekeeper;
@@ -45,6 +47,7 @@ pub struct Site {
     pub proxy_header: HeaderName,
     pub gatekeeper: Gatekeeper,
     pub bodies: BodyBudget,
+    pub behind: Behind,
     /// Connections open now.
     pub connections: AtomicUsize,
 }
