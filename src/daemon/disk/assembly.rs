@@ -69,6 +69,8 @@ pub struct Assembly {
     layout: Layout,
     pieces: HashMap<PieceIndex, Partial>,
     serials: u64,
+    /// Of all pieces.
+    held_bytes: usize,
 }
 
 /// A piece in progress.
@@ -77,6 +79,8 @@ struct Partial {
     serial: u64,
     /// Beyond `run_end`, by where they begin; never overlapping.
     blocks: BTreeMap<u32, Slot>,
+    /// Of the blocks that are in memory.
+    held_bytes: usize,
     hashed: u32,
     /// Equal to `hashed` when no run is out.
     run_end: u32,
@@ -99,7 +103,7 @@ enum State {
 
 impl Assembly {
     pub fn new(layout: Layout) -> Assembly {
-        Assembly { layout, pieces: HashMap::new(), serials: 0 }
+        Assembly { layout, pieces: HashMap::new(), serials: 0, held_bytes: 0 }
     }
 
     /// Takes a block's bytes.
@@ -115,6 +119,8 @@ impl Assembly {
         if partial.overlaps(block.begin(), block.end()) {
             return Inserted::Duplicate;
         }
+        partial.held_bytes += buffer.len();
+        self.held_bytes += buffer.len();
         partial.blocks.insert(block.begin(), Slot { len: block.len(), state: State::InMemory(buffer) });
         Inserted::Kept
     }
@@ -131,7 +137,7 @@ impl Assembly {
 
     /// Work that frees memory, however early: a run or a spill of the piece that holds most. `None` when nothing is held.
     pub fn relieve(&mut self) -> Option<Work> {
-        let (bytes, piece) = self.pieces.iter().map(|(&piece, partial)| (partial.bytes_in_memory(), piece)).max()?;
+        let (bytes, piece) = self.pieces.iter().map(|(&piece, partial)| (partial.held_bytes, piece)).max()?;
         if bytes == 0 {
             return None;
         }
@@ -141,11 +147,11 @@ impl Assembly {
     /// The whole piece, if every byte of it is in memory.
     pub fn take_piece(&mut self, piece: PieceIndex) -> Option<CompletePiece> {
         let partial = self.pieces.get(&piece)?;
-        let in_memory = partial.bytes_in_memory() == self.layout.piece_len(piece) as usize;
+        let in_memory = partial.held_bytes == self.layout.piece_len(piece) as usize;
         if partial.in_parts || !in_memory {
             return None;
         }
-        let blocks = self.pieces.remove(&piece)?.blocks;
+        let blocks = self.remove(piece)?.blocks;
         let buffers = blocks.into_values().filter_map(|slot| slot.state.into_buffer()).collect();
         Some(CompletePiece { piece, start: self.layout.piece_start(piece), buffers })
     }
@@ -164,6 +170,9 @@ impl Assembly {
         }
         let beyond = partial.blocks.split_off(&end);
         let taken = std::mem::replace(&mut partial.blocks, beyond);
+        let taken_bytes: usize = taken.values().map(Slot::bytes_in_memory).sum();
+        partial.held_bytes -= taken_bytes;
+        self.held_bytes -= taken_bytes;
         let parts = taken.into_values().map(|slot| match slot.state {
             State::InMemory(buffer) => Part::InMemory(buffer),
             State::Written(digests) => Part::OnDisk { len: slot.len, digests },
@@ -191,6 +200,8 @@ impl Assembly {
             if matches!(slot.state, State::InMemory(_))
                 && let State::InMemory(buffer) = std::mem::replace(&mut slot.state, State::BeingWritten)
             {
+                partial.held_bytes -= buffer.len();
+                self.held_bytes -= buffer.len();
                 blocks.push((begin, buffer));
             }
         }
@@ -208,7 +219,7 @@ impl Assembly {
             DoneKind::Piece(verdict) => {
                 if verdict == Verdict::Right {
                     // Copies of its blocks may have come since.
-                    self.pieces.remove(&piece);
+                    self.remove(piece);
                 }
                 Outcome::of(piece, verdict)
             }
@@ -230,7 +241,7 @@ impl Assembly {
                 Outcome::Pending(piece)
             }
             Hashed::Whole(verdict) => {
-                self.pieces.remove(&piece);
+                self.remove(piece);
                 Outcome::of(piece, verdict)
             }
         }
@@ -248,7 +259,13 @@ impl Assembly {
 
     /// Forgets the piece and its blocks: after a failed write, or when its download is given up.
     pub fn abandon(&mut self, piece: PieceIndex) {
-        self.pieces.remove(&piece);
+        self.remove(piece);
+    }
+
+    fn remove(&mut self, piece: PieceIndex) -> Option<Partial> {
+        let partial = self.pieces.remove(&piece)?;
+        self.held_bytes -= partial.held_bytes;
+        Some(partial)
     }
 
     /// Pieces of which something is held or out.
@@ -257,13 +274,14 @@ impl Assembly {
     }
 
     pub fn bytes_in_memory(&self) -> usize {
-        self.pieces.values().map(Partial::bytes_in_memory).sum()
+        self.held_bytes
     }
 }
 
 impl Partial {
     fn new(serial: u64) -> Partial {
-        Partial { serial, blocks: BTreeMap::new(), hashed: 0, run_end: 0, hasher: None, in_parts: false }
+        let blocks = BTreeMap::new();
+        Partial { serial, blocks, held_bytes: 0, hashed: 0, run_end: 0, hasher: None, in_parts: false }
     }
 
     fn overlaps(&self, begin: u32, end: u32) -> bool {
@@ -282,10 +300,11 @@ impl Partial {
         }
         end
     }
+}
 
+impl Slot {
     fn bytes_in_memory(&self) -> usize {
-        let in_memory = |slot: &Slot| matches!(slot.state, State::InMemory(_));
-        self.blocks.values().filter(|slot| in_memory(slot)).map(|slot| slot.len as usize).sum()
+        if matches!(self.state, State::InMemory(_)) { self.len as usize } else { 0 }
     }
 }
 
@@ -717,6 +736,8 @@ mod tests {
         blocks.shuffle(rng);
         let (mut out, mut verified) = (Vec::new(), 0);
         while verified < 2 {
+            let slots = bench.assembly.pieces.values().flat_map(|partial| partial.blocks.values());
+            assert_eq!(bench.assembly.bytes_in_memory(), slots.map(Slot::bytes_in_memory).sum::<usize>());
             let piece = bench.piece(rng.random_range(0..2));
             match rng.random_range(0..4) {
                 0 | 1 => {

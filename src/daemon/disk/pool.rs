@@ -72,9 +72,9 @@ impl BufferPool {
         self.inner.in_use_bytes() > self.inner.units * UNIT_BYTES / 4 * 3
     }
 
-    /// Whether so many bytes are a quarter of the budget or more.
+    /// Whether so many bytes are half of the budget or more.
     pub fn is_much(&self, bytes: usize) -> bool {
-        bytes >= self.inner.units * UNIT_BYTES / 4
+        bytes >= self.inner.units * UNIT_BYTES / 2
     }
 
     /// Gives the memory of idle buffers back: for when nothing is being fetched.

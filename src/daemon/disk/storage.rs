@@ -16,7 +16,7 @@ pub use fd_cache::FdCache;
 pub use touched::Touched;
 
 use std::io::{self, IoSlice};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use super::fs::{DiskFile, FileStat, OpenMode, Root};
 use crate::wire::metainfo::FileEntry;
@@ -95,6 +95,9 @@ pub struct Storage {
     /// What the files looked like when their content was known to be right; empty when that was never recorded.
     recorded: RwLock<Vec<FileStat>>,
     touched: TouchedSet,
+    /// Held while a file is written to. The kernel lets one writer at a time into a file, and others spin for it: a tenth
+    /// of a leecher's processor time.
+    writing: Mutex<()>,
 }
 
 /// A part of one file.
@@ -169,7 +172,16 @@ impl Storage {
     ) -> Storage {
         let id = cache.new_owner();
         let (unfinished, recorded) = (RwLock::new(unfinished), RwLock::new(recorded));
-        Storage { root, cache, id, files, unfinished, recorded, touched: TouchedSet::default() }
+        Storage {
+            root,
+            cache,
+            id,
+            files,
+            unfinished,
+            recorded,
+            touched: TouchedSet::default(),
+            writing: Mutex::new(()),
+        }
     }
 
     /// Whether it is still written to.
@@ -251,7 +263,10 @@ impl Storage {
                 continue;
             }
             let file = self.file(span.index, OpenMode::ReadWrite)?;
-            file.write_vectored_all_at(&part, span.at).map_err(self.at(span.index))?;
+            {
+                let _alone = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+                file.write_vectored_all_at(&part, span.at).map_err(self.at(span.index))?;
+            }
             // After the write: who takes the set in between must not take the file before its bytes.
             self.touched.add_file(span.index, self.path(span.index), file);
         }

@@ -1,5 +1,6 @@
 //! Connections: listening, dialling, handshakes, and the sessions that come of them.
 
+mod ahead;
 pub mod bind;
 pub mod dial;
 pub mod greet;

@@ -10,6 +10,7 @@ use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::ahead::Ahead;
 use super::introduction;
 use super::outbox::Outbox;
 use super::stream::PeerStream;
@@ -27,6 +28,11 @@ use crate::wire::message::Message;
 
 /// What one read may bring beyond the payload it was made for: the next headers, or a burst of small messages.
 const HEAD_BYTES: usize = 16 * 1024;
+/// After a read that brought so much at once the socket is left alone for a moment, to fill: data comes so fast that each
+/// packet would wake us, and wake the sender in turn ...
+const BURST_BYTES: usize = 32 * 1024;
+/// ... as long as a receive buffer surely holds what comes meanwhile.
+const REST: Duration = Duration::from_millis(1);
 /// Reads in a row before others on the same thread get their turn.
 const READS_PER_TURN: usize = 16;
 /// design.md section 6: a peer that says nothing for so long is gone.
@@ -68,12 +74,18 @@ pub struct Session<S: PeerStream> {
     stream: S,
     framer: Framer,
     receiving: Receiving,
+    /// Length of the last block, 0 before the first: the next one's, most likely.
+    usual_bytes: u32,
+    /// What came where the payload of the header before it was guessed, and how much: until the header has been looked at.
+    guessed: Option<(Buffer, usize)>,
     head: Box<[u8; HEAD_BYTES]>,
     outbox: Outbox,
     up: Meter,
     down: Meter,
     /// The limit holds reading back; a wake says when it may go on.
     read_held: bool,
+    /// Nothing is read before this.
+    rests_until: Option<Time>,
     heard: Time,
     spoke: Time,
 }
@@ -93,11 +105,14 @@ impl<S: PeerStream> Session<S> {
         Session {
             framer: Framer::new(bitfield_bytes),
             receiving: Receiving::Framing,
+            usual_bytes: 0,
+            guessed: None,
             head: Box::new([0; HEAD_BYTES]),
             outbox: Outbox::default(),
             up,
             down,
             read_held: false,
+            rests_until: None,
             heard: now,
             spoke: now,
             core,
@@ -130,11 +145,14 @@ impl<S: PeerStream> Session<S> {
             Receiving::Waiting(block) => Some(block),
             _ => None,
         };
+        let now = self.core.clock.now();
+        self.rests_until.take_if(|until| *until <= now);
         // A peer that we do not read from cannot be silent.
         let reads = waiting.is_none() && !self.read_held;
         let silent_at = if reads { self.heard + SILENCE } else { self.spoke + KEEP_ALIVE };
         let deadline = (self.spoke + KEEP_ALIVE).min(silent_at);
-        let sleep = deadline.since(self.core.clock.now());
+        let sleep = self.rests_until.map_or(deadline, |until| until.min(deadline)).since(now);
+        let reads = reads && self.rests_until.is_none();
         tokio::select! {
             ready = self.stream.ready(reads, writing) => {
                 ready?;
@@ -183,42 +201,89 @@ impl<S: PeerStream> Session<S> {
     }
 
     fn read(&mut self) -> Result<(), SessionEnd> {
+        let mut ahead = Ahead::default();
+        let mut brought = 0;
         for _ in 0..READS_PER_TURN {
+            // What a limit lets through is little: it is not worth the room.
+            let reads_ahead = self.usual_bytes > 0 && self.framer.is_empty() && self.down.limit().is_unlimited();
+            if reads_ahead {
+                ahead.make_room(self.usual_bytes as usize, || self.core.try_grant(self.usual_bytes));
+            }
             let payload: &mut [u8] = match &mut self.receiving {
                 Receiving::Filling { buffer, filled, .. } => &mut buffer[*filled..],
                 Receiving::Waiting(_) => return Ok(()),
                 _ => &mut [],
             };
-            let allowed = self.down.allowed(payload.len() + HEAD_BYTES);
-            if allowed == 0 {
-                self.read_held = true;
-                return Ok(());
-            }
-            let (in_payload, in_head) = (payload.len().min(allowed), allowed.saturating_sub(payload.len()));
-            let got = self.stream.try_read_vectored(&mut [
-                IoSliceMut::new(&mut payload[..in_payload]),
-                IoSliceMut::new(&mut self.head[..in_head]),
-            ]);
+            let payload_left = payload.len();
+            let reads_ahead = reads_ahead && !ahead.is_empty();
+            let got = if reads_ahead {
+                let mut slices = vec![IoSliceMut::new(payload)];
+                slices.extend(ahead.slices());
+                self.stream.try_read_vectored(&mut slices)
+            } else {
+                let allowed = self.down.allowed(payload_left + HEAD_BYTES);
+                if allowed == 0 {
+                    self.read_held = true;
+                    return Ok(());
+                }
+                let (in_payload, in_head) = (payload_left.min(allowed), allowed.saturating_sub(payload_left));
+                self.stream.try_read_vectored(&mut [
+                    IoSliceMut::new(&mut payload[..in_payload]),
+                    IoSliceMut::new(&mut self.head[..in_head]),
+                ])
+            };
             let got = match got {
                 Ok(0) => return Err(SessionEnd::Closed),
                 Ok(got) => got,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.rests_until = (brought >= BURST_BYTES).then_some(self.heard + REST);
+                    return Ok(());
+                }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error.into()),
             };
+            brought += got;
             self.down.moved(got);
             self.heard = self.core.clock.now();
-            let mut head = got;
-            if let Receiving::Filling { buffer, filled, .. } = &mut self.receiving {
-                let payload = got.min(buffer.len() - *filled);
-                *filled += payload;
-                self.framer.payload_read(payload);
-                head -= payload;
+            let in_payload = got.min(payload_left);
+            if let Receiving::Filling { filled, .. } = &mut self.receiving {
+                *filled += in_payload;
+                self.framer.payload_read(in_payload);
             }
-            self.framer.push(&self.head[..head]);
-            self.process()?;
+            let mut beyond = got - in_payload;
+            if reads_ahead {
+                self.process()?;
+                self.take_ahead(&mut ahead, &mut beyond)?;
+            } else {
+                self.framer.push(&self.head[..beyond]);
+                self.process()?;
+            }
         }
         Ok(())
+    }
+
+    /// So many bytes were read ahead.
+    fn take_ahead(&mut self, ahead: &mut Ahead, bytes: &mut usize) -> Result<(), SessionEnd> {
+        while let Some(mut came) = ahead.take(bytes) {
+            self.guessed = came.payload.take();
+            self.framer.push(came.header());
+            self.process()?;
+            if let Some((buffer, came)) = self.guessed.take() {
+                // It is not the payload that was expected.
+                self.framer.push(&buffer[..came]);
+                self.process()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What was guessed to be this block's payload, if it is: it lies right behind the header.
+    fn take_guessed(&mut self, block: Block) -> Option<Receiving> {
+        let is_next = self.framer.is_empty();
+        let fits = |(buffer, _): &mut (Buffer, usize)| is_next && buffer.len() == block.len() as usize;
+        let (buffer, filled) = self.guessed.take_if(fits)?;
+        self.framer.payload_read(filled);
+        Some(Receiving::Filling { block, buffer, filled })
     }
 
     /// Takes all whole frames, and all payload, out of what has been read.
@@ -272,16 +337,24 @@ impl<S: PeerStream> Session<S> {
         let now = self.core.clock.now();
         let placement = self.active.lock().swarm.place(now, self.handle.id, raw)?;
         self.receiving = match placement {
-            Placement::Slot(block) | Placement::Scratch(block) => match self.core.try_grant(block.len()) {
-                Some(buffer) => Receiving::Filling { block, buffer, filled: 0 },
-                None => {
-                    self.active.lock().swarm.hold_block(now, self.handle.id, true);
-                    Receiving::Waiting(block)
-                }
-            },
+            Placement::Slot(block) | Placement::Scratch(block) => self.room_for(now, block),
             Placement::Discard(_) => Receiving::Skipping,
         };
         Ok(())
+    }
+
+    fn room_for(&mut self, now: Time, block: Block) -> Receiving {
+        self.usual_bytes = block.len();
+        if let Some(receiving) = self.take_guessed(block) {
+            return receiving;
+        }
+        match self.core.try_grant(block.len()) {
+            Some(buffer) => Receiving::Filling { block, buffer, filled: 0 },
+            None => {
+                self.active.lock().swarm.hold_block(now, self.handle.id, true);
+                Receiving::Waiting(block)
+            }
+        }
     }
 
     fn block_is_in(&mut self) {

@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{self, IoSlice, IoSliceMut};
 
+use nix::sys::uio::readv;
 use socket2::SockRef;
 use tokio::io::Interest;
 use tokio::net::TcpStream;
@@ -52,7 +53,14 @@ impl PeerStream for TcpStream {
     }
 
     fn try_read_vectored(&self, buffers: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
-        TcpStream::try_read_vectored(self, buffers)
+        let room: usize = buffers.iter().map(|buffer| buffer.len()).sum();
+        let mut got = 0;
+        let tried = self.try_io(Interest::READABLE, || {
+            got = readv(self, buffers)?;
+            // Less than there was room for: that was all. Said so, it is not asked again in vain.
+            if got > 0 && got < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(got) }
+        });
+        if got > 0 { Ok(got) } else { tried }
     }
 
     fn try_write_vectored(&self, buffers: &[IoSlice<'_>]) -> io::Result<usize> {
