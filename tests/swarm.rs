@@ -2,10 +2,12 @@
 
 use std::time::Instant;
 
-use crate::support::content::{MIB, assert_same, drop_in};
+use crate::support::clients::Kind;
+use crate::support::content::{MIB, assert_same, drop_in, make};
 use crate::support::net::Net;
 use crate::support::peer::{Peer, Tracker};
 use crate::support::process::run;
+use crate::support::scripted::{Script, Scripted};
 use crate::support::{gate, secs, wait_until};
 
 #[test]
@@ -86,6 +88,25 @@ fn the_same_file_on_two_machines_is_one_torrent() {
     assert_eq!(keys[0].0, keys[1].0);
     wait_until(secs(10), "both are listed", || tracker.peers_of(&keys[0].0) == 2);
     assert_eq!(tracker.search("common").len(), 1);
+}
+
+#[test]
+fn nothing_is_lost_or_fetched_twice_from_a_peer_that_says_other_things_between_its_blocks() {
+    const LEN: u64 = 96 * MIB + 12_345;
+    let _turn = gate::heavy();
+    let folder = crate::support::folder();
+    let net = Net::new(3);
+    let tracker = Tracker::start(&net.hosts[0], &folder.path().join("A"));
+    let (content, torrent) = (folder.path().join("talk.bin"), folder.path().join("talk.torrent"));
+    make(&content, 1, LEN);
+    Kind::Aria2.make_torrent(&content, &torrent, &format!("{}/announce", tracker.url()));
+    let script = Script { chatters: true, ..Script::seed(&torrent, &content) };
+    let seed = Scripted::start(&net.hosts[1], 7_001, script);
+    seed.announce(&tracker.url(), seed.info_hash());
+    let leecher = Peer::start(&net.hosts[2], folder.path(), "B", &tracker);
+    leecher.fetch(&torrent, secs(120));
+    assert_same(&content, &leecher.downloads().join("talk.bin"));
+    assert_eq!((seed.payload_bytes(), seed.connections()), (LEN, 1));
 }
 
 #[test]

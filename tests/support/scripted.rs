@@ -33,6 +33,8 @@ pub struct Script {
     pub spoils_every: usize,
     /// How long it rests after each block.
     pub rest: Duration,
+    /// It says things between its blocks that nobody needs, of all lengths, and nothing goes out whole.
+    pub chatters: bool,
 }
 
 impl Script {
@@ -40,7 +42,8 @@ impl Script {
     pub fn seed(torrent: &Path, content: &Path) -> Script {
         let meta = Metainfo::parse(&fs::read(torrent).expect("a torrent")).expect("a torrent");
         let content = fs::read(content).expect("its content");
-        Script { info_hash: meta.info_hash(), layout: meta.layout(), content, spoils_every: 0, rest: Duration::ZERO }
+        let (info_hash, layout) = (meta.info_hash(), meta.layout());
+        Script { info_hash, layout, content, spoils_every: 0, rest: Duration::ZERO, chatters: false }
     }
 }
 
@@ -182,6 +185,9 @@ fn session(mut stream: TcpStream, dialled: bool, port: u16, script: &Script, see
                 seen.requests.fetch_add(1, Ordering::Relaxed);
                 block(script, raw, script.spoils_every > 0 && sent % script.spoils_every == 0, &mut out);
                 seen.payload_bytes.fetch_add(u64::from(raw.len), Ordering::Relaxed);
+                if script.chatters {
+                    chatter(sent, &mut out);
+                }
                 if !script.rest.is_zero() {
                     thread::sleep(script.rest);
                     if stream.write_all(&std::mem::take(&mut out)).is_err() {
@@ -190,9 +196,22 @@ fn session(mut stream: TcpStream, dialled: bool, port: u16, script: &Script, see
                 }
             }
         }
-        if stream.write_all(&out).is_err() {
+        // Cut wherever it may be, the stream is the same.
+        let most = if script.chatters { 1 + (sent * 7_919) % 50_000 } else { usize::MAX };
+        if out.chunks(most).any(|part| stream.write_all(part).is_err()) {
             return;
         }
+    }
+}
+
+/// After some blocks nothing, after others messages of 4 to 16,000 bytes.
+fn chatter(nth: usize, out: &mut Vec<u8>) {
+    match nth % 7 {
+        0 => Message::KeepAlive.encode(out),
+        2 => Message::Have(0).encode(out),
+        4 => Message::Unchoke.encode(out),
+        5 => Message::Extended { id: 77, payload: vec![7; (nth * 613) % 16_000] }.encode(out),
+        _ => {}
     }
 }
 

@@ -4,12 +4,13 @@
 use std::io::IoSliceMut;
 
 use crate::daemon::disk::pool::Buffer;
+use crate::wire::layout::BLOCK_BYTES;
 use crate::wire::message::PIECE_HEADER_BYTES;
 
-/// So much is read ahead, in whole blocks ...
+/// So much is read ahead, in whole blocks, at least one.
 const AHEAD_BYTES: usize = 128 * 1024;
-/// ... and at least one.
-const LEAST_BLOCKS: usize = 1;
+/// However short they are: each has a buffer of the smallest size.
+const MOST_BLOCKS: usize = AHEAD_BYTES / BLOCK_BYTES as usize;
 
 /// A block's header and its payload, as they come behind one another.
 struct Guess {
@@ -41,7 +42,7 @@ impl Ahead {
     /// Makes room for blocks of this length, as long as `grant` gives memory for them.
     pub fn make_room(&mut self, block_bytes: usize, mut grant: impl FnMut() -> Option<Buffer>) {
         self.guesses.retain(|guess| guess.payload.len() == block_bytes);
-        let blocks = (AHEAD_BYTES / block_bytes.max(1)).clamp(LEAST_BLOCKS, AHEAD_BYTES / PIECE_HEADER_BYTES);
+        let blocks = (AHEAD_BYTES / block_bytes.max(1)).clamp(1, MOST_BLOCKS);
         while self.guesses.len() < blocks {
             let Some(payload) = grant() else { break };
             self.guesses.push(Guess { header: [0; PIECE_HEADER_BYTES], payload });
@@ -78,13 +79,13 @@ impl Ahead {
 mod tests {
     use super::*;
     use crate::daemon::disk::pool::BufferPool;
-    use crate::wire::layout::{BLOCK_BYTES, MAX_BLOCK_BYTES};
+    use crate::wire::layout::MAX_BLOCK_BYTES;
 
     #[test]
     fn there_is_room_for_a_few_small_blocks_or_one_large_one_and_no_more_than_is_granted() {
         let pool = BufferPool::new(64 << 20);
         let mut ahead = Ahead::default();
-        for (block_bytes, blocks) in [(BLOCK_BYTES, 4), (MAX_BLOCK_BYTES, 1), (10_000, 6)] {
+        for (block_bytes, blocks) in [(BLOCK_BYTES, 8), (MAX_BLOCK_BYTES, 1), (10_000, 8), (1, 8), (70_000, 1)] {
             ahead.make_room(block_bytes as usize, || pool.try_take(block_bytes as usize));
             assert_eq!(ahead.guesses.len(), blocks, "{block_bytes}");
             assert!(ahead.guesses.iter().all(|guess| guess.payload.len() == block_bytes as usize));
@@ -119,7 +120,7 @@ mod tests {
             }
         }
         assert!(got == stream && bytes == 0);
-        assert_eq!((ahead.guesses.len(), lens), (1, 4), "the fourth was not needed");
+        assert_eq!((ahead.guesses.len(), lens), (5, 8), "of eight three were needed");
 
         let (mut bytes, header_only) = (5, Ahead::take);
         let guessed = header_only(&mut ahead, &mut bytes).unwrap();
