@@ -93,16 +93,20 @@ impl<'a> Session<'a> {
     }
 
     fn list(&mut self) -> Result<(), CtlError> {
-        let mut torrents = Vec::new();
+        let (mut torrents, mut list) = (Vec::new(), text::List::new());
         let mut answers = self.daemon.ask(&Request::List)?;
         while let Some(answer) = answers.next()? {
             let Answer::Torrents(rows) = answer else { return Err(CtlError::Unexpected) };
-            torrents.extend(rows);
+            if self.json {
+                torrents.extend(rows);
+            } else {
+                rows.into_iter().for_each(|row| list.add(row));
+            }
         }
         if self.json {
             return Ok(json::document(self.out, &json::List { torrents })?);
         }
-        Ok(text::list(self.out, &torrents)?)
+        Ok(list.write(self.out)?)
     }
 
     fn search(&mut self, words: String) -> Result<(), CtlError> {

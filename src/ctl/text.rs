@@ -13,30 +13,47 @@ use std::time::Duration;
 /// Rows of cells, padded to their column's width; the last column is free. `>` before a heading aligns to the right.
 struct Table {
     right: Vec<bool>,
-    rows: Vec<Vec<String>>,
+    /// Characters.
+    widths: Vec<usize>,
+    /// All cells, row by row, without a gap: tens of thousands of rows in one piece of memory.
+    text: String,
+    /// By cell, where it ends in `text`, and how many characters it has.
+    cells: Vec<(usize, usize)>,
 }
 
 impl Table {
     fn new(headings: &[&str]) -> Table {
         let right = headings.iter().map(|heading| heading.starts_with('>')).collect();
-        let row = headings.iter().map(|heading| heading.trim_start_matches('>').to_owned()).collect();
-        Table { right, rows: vec![row] }
+        let mut table = Table { right, widths: vec![0; headings.len()], text: String::new(), cells: Vec::new() };
+        headings.iter().enumerate().for_each(|(column, heading)| table.cell(column, heading.trim_start_matches('>')));
+        table
+    }
+
+    fn cell(&mut self, column: usize, cell: &str) {
+        let begin = self.text.len();
+        self.text.push_str(&escape_for_terminal(cell));
+        let cell = &self.text[begin..];
+        let chars = if cell.is_ascii() { cell.len() } else { cell.chars().count() };
+        self.cells.push((self.text.len(), chars));
+        if let Some(width) = self.widths.get_mut(column) {
+            *width = chars.max(*width);
+        }
     }
 
     fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.iter().map(|cell| escape_for_terminal(cell)).collect());
+        cells.iter().enumerate().for_each(|(column, cell)| self.cell(column, cell));
     }
 
     /// In one piece: standard output passes on every line that it is given.
     fn write(&self, out: &mut dyn Write) -> io::Result<()> {
-        let chars = |cell: &str| if cell.is_ascii() { cell.len() } else { cell.chars().count() };
-        let width = |column: usize| self.rows.iter().map(|row| chars(&row[column])).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..self.right.len()).map(width).collect();
-        let mut text = String::new();
-        for row in &self.rows {
+        let mut text = String::with_capacity(self.text.len() * 2);
+        let mut begin_of_cell = 0;
+        for row in self.cells.chunks(self.right.len()) {
             let begin = text.len();
-            for ((cell, &width), &right) in row.iter().zip(&widths).zip(&self.right) {
-                let padding = std::iter::repeat_n(' ', width - chars(cell));
+            for ((&(end, chars), &width), &right) in row.iter().zip(&self.widths).zip(&self.right) {
+                let cell = &self.text[begin_of_cell..end];
+                begin_of_cell = end;
+                let padding = std::iter::repeat_n(' ', width - chars);
                 if right {
                     text.extend(padding);
                     text.push_str(cell);
@@ -153,18 +170,25 @@ fn with_folder(name: &str, folder: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{name}  (in {folder})") }
 }
 
-pub(super) fn list(out: &mut dyn Write, rows: &[TorrentRow]) -> io::Result<()> {
-    if rows.is_empty() {
-        return writeln!(out, "Nothing yet: copy files into the upload folder, or fetch some with `peerctl get WHAT`.");
+/// The answer to `list`, put together while it comes.
+pub(super) struct List {
+    table: Table,
+    rows: usize,
+}
+
+impl List {
+    pub fn new() -> List {
+        let headings = ["STATE", ">DONE", ">SIZE", ">DOWN", ">UP", ">PEERS", ">SEEDERS", "KEY", "NAME"];
+        List { table: Table::new(&headings), rows: 0 }
     }
-    let headings = ["STATE", ">DONE", ">SIZE", ">DOWN", ">UP", ">PEERS", ">SEEDERS", "KEY", "NAME"];
-    let mut table = Table::new(&headings);
-    for row in rows {
+
+    pub fn add(&mut self, row: TorrentRow) {
+        self.rows += 1;
         let name = match &row.error {
             Some(error) => format!("{}  ({error})", row.name),
-            None => row.name.clone(),
+            None => row.name,
         };
-        table.row([
+        self.table.row([
             state(row.state).to_owned(),
             percent(row.have_bytes, row.size),
             bytes(row.size),
@@ -176,7 +200,16 @@ pub(super) fn list(out: &mut dyn Write, rows: &[TorrentRow]) -> io::Result<()> {
             name,
         ]);
     }
-    table.write(out)
+
+    pub fn write(&self, out: &mut dyn Write) -> io::Result<()> {
+        if self.rows == 0 {
+            return writeln!(
+                out,
+                "Nothing yet: copy files into the upload folder, or fetch some with `peerctl get WHAT`."
+            );
+        }
+        self.table.write(out)
+    }
 }
 
 pub(super) fn search(out: &mut dyn Write, total: u64, hits: &[SearchHit]) -> io::Result<()> {
@@ -459,6 +492,12 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
+    fn list(rows: Vec<TorrentRow>) -> String {
+        let mut list = List::new();
+        rows.into_iter().for_each(|row| list.add(row));
+        text(|out| list.write(out))
+    }
+
     #[test]
     fn sizes_durations_and_percentages() {
         let sizes = [(0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (1_048_575, "1.0 MiB"), (1 << 30, "1.0 GiB")];
@@ -484,7 +523,7 @@ mod tests {
 
     #[test]
     fn tables_are_aligned() {
-        let list = text(|out| list(out, &samples::torrent_rows()));
+        let list = list(samples::torrent_rows());
         let key = "01".repeat(20);
         let dashes = format!("-{}", " ".repeat(39));
         let expected = [
@@ -510,7 +549,7 @@ mod tests {
         shown.trackers = vec![vec![evil.to_owned()]];
         let outputs = [
             text(|out| show(out, &shown, &files, Some(&samples::swarm()))),
-            text(|out| list(out, &[row])),
+            list(vec![row]),
             text(|out| peers(out, &[peer])),
             text(|out| search(out, 1, &[hit])),
         ];

@@ -22,6 +22,8 @@ use crate::wire::announce::{AnnounceRequest, AnnounceResponse, Event};
 use crate::wire::control::{TrackerState, TrackerStatus};
 use crate::wire::id::InfoHash;
 
+/// Answers that may wait for the schedule to hear of them.
+const RESULTS: usize = 256;
 /// Peers asked for while we need them; a seed is found by those who need it.
 const WANTED_LEECHING: u32 = 50;
 const WANTED_SEEDING: u32 = 20;
@@ -173,7 +175,8 @@ impl Announcer {
 pub async fn run(core: Arc<Core>) {
     let announcer = &core.announcer;
     let mut rng = SmallRng::seed_from_u64(core.random_u64());
-    let (done, mut results) = tokio::sync::mpsc::channel::<(Job, Outcome)>(256);
+    let (done, mut results) = tokio::sync::mpsc::channel::<(Job, Outcome)>(RESULTS);
+    let mut batch = Vec::new();
     loop {
         let now = core.clock.now();
         let mut jobs = Vec::new();
@@ -197,10 +200,13 @@ pub async fn run(core: Arc<Core>) {
         tokio::select! {
             () = announcer.wake.notified() => {}
             () = tokio::time::sleep(wait) => {}
-            Some((job, outcome)) = results.recv() => {
+            // Never the end: we hold a sender ourselves.
+            _ = results.recv_many(&mut batch, RESULTS) => {
                 let now = core.clock.now();
-                let change = announcer.schedule().done(now, &mut rng, &job, outcome.clone());
-                report(&core, &job, &outcome, change);
+                for (job, outcome) in batch.drain(..) {
+                    let change = announcer.schedule().done(now, &mut rng, &job, outcome.clone());
+                    report(&core, &job, &outcome, change);
+                }
                 announcer.finished.send_modify(|count| *count = count.wrapping_add(1));
             }
         }

@@ -269,10 +269,14 @@ impl Core {
 
     /// Where the data lies, or will.
     pub fn data_path(&self, torrent: &Torrent) -> PathBuf {
-        let name = torrent.summary.name.as_os_str();
-        match torrent.with_status(|status| status.origin.clone()) {
+        torrent.with_status(|status| self.path_of(torrent, &status.origin))
+    }
+
+    /// The same, of an origin that was read with other things.
+    pub fn path_of(&self, torrent: &Torrent, origin: &Origin) -> PathBuf {
+        match origin {
             Origin::Upload { path } => self.options.upload_dir.join(path.as_path()),
-            Origin::InPlace { folder } | Origin::Download { folder } => folder.join(name),
+            Origin::InPlace { folder } | Origin::Download { folder } => folder.join(torrent.summary.name.as_os_str()),
         }
     }
 

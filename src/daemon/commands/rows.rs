@@ -1,6 +1,7 @@
 //! `list`, `show`, `status`, `peers`, `ledger`: what there is to see, read off snapshots, never behind disk work.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -66,24 +67,22 @@ fn error_of(status: &Status) -> Option<String> {
 }
 
 impl Commands {
-    fn glance(&self, torrent: &Torrent, status: &Status) -> Glance {
+    fn glance(&self, torrent: &Torrent, complete: bool, checking: bool) -> Glance {
         let layout = torrent.summary.layout;
         let mut glance = Glance::default();
-        if status.complete {
+        if complete {
             glance.have_bytes = layout.total_bytes();
             glance.pieces_have = layout.piece_count();
         }
         let Some(active) = torrent.active() else {
-            if !status.complete
-                && let Some(recorded) = self.core.recorded_pieces(torrent)
-            {
+            if !complete && let Some(recorded) = self.core.recorded_pieces(torrent) {
                 glance.have_bytes = recorded.iter_set(layout).map(|piece| u64::from(layout.piece_len(piece))).sum();
                 glance.pieces_have = recorded.count();
             }
             return glance;
         };
         let inner = active.lock();
-        if !status.complete {
+        if !complete {
             glance.have_bytes = layout.total_bytes() - inner.swarm.left_bytes();
             glance.pieces_have = inner.swarm.have().count();
         }
@@ -94,7 +93,7 @@ impl Commands {
             glance.up_bytes_per_s += report.send_bytes_per_s;
         }
         drop(inner);
-        if status.phase == Phase::Checking {
+        if checking {
             glance.have_bytes = torrent.check.bytes.load(Ordering::Relaxed);
         }
         glance
@@ -102,7 +101,7 @@ impl Commands {
 
     pub(super) fn progress(&self, torrent: &Torrent) -> Progress {
         let status = torrent.status();
-        let glance = self.glance(torrent, &status);
+        let glance = self.glance(torrent, status.complete, status.phase == Phase::Checking);
         let total = torrent.summary.layout.total_bytes();
         let left = total - glance.have_bytes.min(total);
         Progress {
@@ -120,35 +119,47 @@ impl Commands {
     }
 
     pub(super) async fn list(&self, reply: &mut Reply<'_>) -> Result<Answer, Failure> {
-        let torrents = self.core.torrents();
-        let rows = torrents.iter().filter_map(|torrent| self.row(torrent));
+        let rows = self.core.torrents().into_iter().filter_map(|torrent| self.row(&torrent));
         let hashing = self.core.shares.hashing_paths().into_iter().map(|(path, bytes)| self.hashing_row(&path, bytes));
-        let rows: Vec<TorrentRow> = rows.chain(hashing).collect();
-        reply.send_rows(rows, Answer::Torrents).await?;
+        // Made as they are sent: peerctl is at work on the first while the last are looked up.
+        reply.send_rows(rows.chain(hashing), Answer::Torrents).await?;
         Ok(Answer::End)
     }
 
     /// None of what is withdrawn.
     fn row(&self, torrent: &Torrent) -> Option<TorrentRow> {
-        let status = torrent.status();
-        if status.withdrawn {
-            return None;
+        struct Seen {
+            complete: bool,
+            state: State,
+            origin: control::Origin,
+            error: Option<String>,
+            path: PathBuf,
         }
-        let glance = self.glance(torrent, &status);
+        // Ten thousand at a time: no more is copied than is shown.
+        let seen = torrent.with_status(|status| {
+            (!status.withdrawn).then(|| Seen {
+                complete: status.complete,
+                state: state_of(status),
+                origin: origin_of(&status.origin),
+                error: error_of(status),
+                path: self.core.path_of(torrent, &status.origin),
+            })
+        })?;
+        let glance = self.glance(torrent, seen.complete, seen.state == State::Checking);
         Some(TorrentRow {
             name: torrent.summary.name.to_string_lossy().into_owned(),
             key: Some(Key(torrent.key())),
-            path: PathBytes::from(self.core.data_path(torrent)),
+            path: PathBytes::from(seen.path),
             size: torrent.summary.layout.total_bytes(),
             have_bytes: glance.have_bytes,
-            state: state_of(&status),
+            state: seen.state,
             down_bytes_per_s: glance.down_bytes_per_s,
             up_bytes_per_s: glance.up_bytes_per_s,
             peers: glance.peers,
             seeders: glance.seeders,
             private: torrent.summary.private,
-            origin: origin_of(&status.origin),
-            error: error_of(&status),
+            origin: seen.origin,
+            error: seen.error,
         })
     }
 
@@ -220,7 +231,7 @@ impl Commands {
 
     fn here_row(&self, torrent: &Torrent) -> Here {
         let status = torrent.status();
-        let glance = self.glance(torrent, &status);
+        let glance = self.glance(torrent, status.complete, status.phase == Phase::Checking);
         Here {
             state: state_of(&status),
             path: PathBytes::from(self.core.data_path(torrent)),
@@ -376,7 +387,7 @@ impl Commands {
                 State::Seeding => seeding += 1,
                 _ => {}
             }
-            let glance = self.glance(torrent, &status);
+            let glance = self.glance(torrent, status.complete, status.phase == Phase::Checking);
             down += glance.down_bytes_per_s;
             up += glance.up_bytes_per_s;
             sessions += glance.peers;

@@ -14,6 +14,7 @@ use crate::wire::control::{
     encode_answer,
 };
 use access::Access;
+use postcard::ser_flavors::Size;
 use serde::Serialize;
 use std::io;
 use std::sync::Arc;
@@ -87,7 +88,7 @@ impl Reply<'_> {
         let mut bytes = 0;
         for row in rows {
             // A row that cannot be encoded makes its frame fail, which is answered.
-            bytes += postcard::to_stdvec(&row).map_or(0, |encoded| encoded.len());
+            bytes += postcard::serialize_with_flavor(&row, Size::default()).unwrap_or(0);
             frame.push(row);
             if bytes >= ROWS_BYTES {
                 self.send(&wrap(std::mem::take(&mut frame))).await?;

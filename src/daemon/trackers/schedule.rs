@@ -36,6 +36,11 @@ const MAX_BACKOFF: Duration = Duration::from_secs(60);
 /// and will most likely say the same again.
 const MIN_REFUSED: Duration = Duration::from_secs(60);
 const MAX_REFUSED: Duration = Duration::from_secs(3600);
+/// Regular announces fall due together, once in so long: with 10,000 torrents one at a time would wake us, and the tracker,
+/// a hundred times a second ...
+const STEP: Duration = Duration::from_secs(1);
+/// ... unless they are so frequent that it would show.
+const LEAST_IN_STEP: Duration = Duration::from_secs(30);
 /// Announces at once to our own tracker: at 50 ms each that is 10,000 torrents in 10 s.
 const OWN_IN_FLIGHT: u32 = 50;
 /// Announces at once to one foreign tracker: more looks like an attack.
@@ -384,7 +389,7 @@ impl Schedule {
         } else if unreachable {
             self.make_ready(job.info_hash, job.tracker);
         } else {
-            let due = if news && (says_goodbye || !declined) { now } else { now + wait };
+            let due = if news && (says_goodbye || !declined) { now } else { in_step(now, wait) };
             self.enqueue(due, job.info_hash, job.tracker);
         }
         change
@@ -590,6 +595,16 @@ impl Tracker {
             Health::Down { retry_at, .. } => self.probe.is_none().then_some(retry_at),
         }
     }
+}
+
+/// When a wait from now on is over: a long one with others, on a multiple of [`STEP`].
+fn in_step(now: Time, wait: Duration) -> Time {
+    let due = now + wait;
+    if wait < LEAST_IN_STEP {
+        return due;
+    }
+    let step = STEP.as_nanos() as u64;
+    Time::from_nanos(due.as_nanos().div_ceil(step).saturating_mul(step))
 }
 
 fn backoff(failures: u32, first: Duration, most: Duration) -> Duration {
@@ -822,6 +837,24 @@ mod tests {
             minutes[((*at - T0).as_secs() / 60 % 20) as usize] += 1;
         }
         assert!(minutes.iter().all(|count| (200..400).contains(count)), "{minutes:?}");
+    }
+
+    #[test]
+    fn regular_announces_fall_due_together_once_a_second_and_frequent_ones_by_themselves() {
+        for (interval_s, together) in [(100, true), (5, false)] {
+            let mut world = World::new(8);
+            let url = ours();
+            for n in 0..500 {
+                world.schedule.add(T0, hash(n), &url, true);
+            }
+            world.run(interval_s * 4, |_, _| answered(interval_s as u32));
+            let later = world.log.iter().filter(|(at, _)| *at > T0 + Duration::from_secs(interval_s * 2));
+            let (whole, all): (Vec<bool>, usize) =
+                (later.clone().map(|(at, _)| at.as_nanos() % 1_000_000_000 == 0).collect(), later.count());
+            assert!(all >= 500, "{all}");
+            let shares = whole.iter().filter(|whole| **whole).count() * 10 / all;
+            assert_eq!(shares, if together { 10 } else { 0 }, "of {all}, interval {interval_s} s");
+        }
     }
 
     #[test]

@@ -25,6 +25,9 @@ const FIRST_RESEND: Duration = Duration::from_secs(1);
 /// Connection ids kept: far more trackers than the torrents of one person name, and 100 bytes each.
 const MAX_CONNECTION_IDS: usize = 1024;
 
+/// Datagrams handed on in a row, before whoever reads looks for its own reply.
+const MAX_BURST: usize = 64;
+
 /// The client end. Dropping it leaves nothing behind.
 #[derive(Default)]
 pub struct UdpClient {
@@ -38,6 +41,8 @@ struct Socket {
     /// Who waits for which reply: matched by the tracker's address and the transaction id, all else is ignored. As many
     /// as requests are under way, which the schedule bounds.
     waiting: Mutex<HashMap<(SocketAddr, u32), oneshot::Sender<Response>>>,
+    /// Held by the one of them who reads: a datagram would wake all.
+    reading: tokio::sync::Mutex<()>,
 }
 
 impl UdpClient {
@@ -161,7 +166,11 @@ impl UdpClient {
 
 impl Socket {
     async fn bind(local: SocketAddr) -> io::Result<Socket> {
-        Ok(Socket { socket: UdpSocket::bind(local).await?, waiting: Mutex::default() })
+        Ok(Socket {
+            socket: UdpSocket::bind(local).await?,
+            waiting: Mutex::default(),
+            reading: tokio::sync::Mutex::default(),
+        })
     }
 
     /// Sends the request, again and again, until its reply comes; for ever, if the caller sets no limit.
@@ -205,12 +214,20 @@ impl Socket {
         tokio::select! {
             biased;
             response = reply => response.map(Some).map_err(TrackerError::unreachable),
-            received = self.socket.recv_from(buffer) => {
-                let (length, from) = received.map_err(TrackerError::unreachable)?;
-                self.hand_on(buffer.get(..length).unwrap_or_default(), from);
-                Ok(None)
-            }
+            received = self.receive(buffer) => received.map(|()| None).map_err(TrackerError::unreachable),
         }
+    }
+
+    /// Waits for a datagram, and hands on what has come by then.
+    async fn receive(&self, buffer: &mut [u8]) -> io::Result<()> {
+        let _turn = self.reading.lock().await;
+        let mut came = self.socket.recv_from(buffer).await?;
+        for _ in 0..MAX_BURST {
+            self.hand_on(buffer.get(..came.0).unwrap_or_default(), came.1);
+            let Ok(next) = self.socket.try_recv_from(buffer) else { break };
+            came = next;
+        }
+        Ok(())
     }
 
     fn hand_on(&self, datagram: &[u8], from: SocketAddr) {
