@@ -65,6 +65,9 @@ const UNPASSED_PIECES: u64 = 4;
 const PATIENCE: Duration = Duration::from_secs(8);
 const PATIENCE_TIMES: f64 = 4.0;
 const MOST_PATIENCE: Duration = Duration::from_secs(120);
+/// Who still has something to do is not looked for anything else to show more often than this: it takes a look at all
+/// promises, which at a gigabit would be after each block.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 /// How far to look for a fresh piece that a peer was not shown before.
 const FRESH_LOOKED_AT: usize = 64;
 
@@ -104,6 +107,8 @@ pub(super) struct Veil {
     doublings: u32,
     /// When it was last shown or sent something, or asked.
     moved: Time,
+    /// When something that is not fresh was last looked for, to show it.
+    looked: Time,
     /// It is told everything; this is the next piece to tell of.
     lifted: Option<u32>,
 }
@@ -239,6 +244,7 @@ impl Veil {
             keeps: false,
             doublings: 0,
             moved: now,
+            looked: Time::ZERO,
             lifted: None,
         }
     }
@@ -513,6 +519,11 @@ impl Swarm {
             return None;
         }
         if self.super_seed.as_mut()?.next_fresh().is_none() {
+            let veil = self.sessions.get_mut(&id)?.veil.as_mut()?;
+            if veil.ahead_bytes > 0 && now.since(veil.looked) < LOOK_AGAIN {
+                return None;
+            }
+            veil.looked = now;
             self.reclaim_from_stuck(now, id);
         }
         let veil = self.sessions.get(&id)?.veil.as_ref()?;

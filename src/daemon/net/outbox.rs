@@ -7,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
-use super::pipe::Pipe;
+use super::pipe::{PIPE_SLOTS, Pipe, slots};
 use super::stream::PeerStream;
 use crate::clock::Time;
 use crate::daemon::core::Core;
@@ -18,8 +18,8 @@ use crate::wire::layout::{BLOCK_BYTES, Block};
 use crate::wire::message::{self, Message, PIECE_HEADER_BYTES};
 
 /// Blocks are fetched and sent in batches of at most so many bytes: each costs two changes of thread and a look at the
-/// file. A batch in a pipe takes no memory ...
-const MAX_BATCH_BYTES: usize = 512 * 1024;
+/// file. A batch in a pipe takes no memory, and at most the pipe's slots ...
+const MAX_BATCH_BYTES: usize = 1 << 20;
 /// ... a copied one does: two of them for each of 200 sessions stay bounded (only unchoked sessions have any) ...
 const MAX_COPIED_BYTES: usize = 256 * 1024;
 /// ... and at least so many: one block is read while another is sent.
@@ -166,10 +166,17 @@ impl Outbox {
         }
         let mut bytes: usize = self.wanted.iter().map(|b| b.len() as usize).sum();
         let most = if self.piped { self.batch_bytes } else { self.batch_bytes.min(MAX_COPIED_BYTES) };
+        let mut free_slots = PIPE_SLOTS;
         while bytes < most {
             let Some(block) = swarm.next_upload(id) else { break };
-            bytes += block.len() as usize;
+            let len = block.len() as usize;
+            bytes += len;
             self.wanted.push(block);
+            free_slots = free_slots.saturating_sub(slots(len));
+            // The next one is as long, or is copied with the others.
+            if free_slots < slots(len) {
+                break;
+            }
         }
     }
 

@@ -15,9 +15,11 @@ use tokio::sync::OwnedSemaphorePermit;
 
 use crate::daemon::disk::fs::DiskFile;
 
-/// 256 slots, what a user may have by default. Every page takes one, and every header: a batch of 512 KiB of strangers'
-/// blocks, none of them at a page's border, takes 192.
+/// What a user may have by default.
 const PIPE_BYTES: i32 = 1 << 20;
+const PAGE_BYTES: usize = 4096;
+/// What fits into a pipe: every page takes a slot, and every header.
+pub const PIPE_SLOTS: usize = PIPE_BYTES as usize / PAGE_BYTES;
 
 /// Dropping it lets go of what it holds.
 #[derive(Debug)]
@@ -26,6 +28,11 @@ pub struct Pipe {
     write: OwnedFd,
     held_bytes: usize,
     _place: OwnedSemaphorePermit,
+}
+
+/// The slots of a header and so many bytes of a file, wherever they lie in it.
+pub fn slots(payload_bytes: usize) -> usize {
+    1 + payload_bytes.div_ceil(PAGE_BYTES) + 1
 }
 
 impl Pipe {
@@ -108,9 +115,9 @@ mod tests {
         let file = root.open(&RelPath::parse(b"x").unwrap(), OpenMode::Read).unwrap();
         let place = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         let mut pipe = Pipe::new(place).unwrap();
-        // The most slots that a batch takes: small blocks, none at a page's border.
+        // As many as its slots hold: small blocks, none at a page's border.
         let mut expected = Vec::new();
-        for block in 0..32 {
+        for block in 0..PIPE_SLOTS / slots(16_384) {
             let at = block * 20_000 + 1;
             pipe.push(b"header").unwrap();
             pipe.push_file(&*file, at as u64, 16_384).unwrap();
