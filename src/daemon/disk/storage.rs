@@ -95,7 +95,7 @@ pub struct Storage {
     /// What the files looked like when their content was known to be right; empty when that was never recorded.
     recorded: RwLock<Vec<FileStat>>,
     touched: TouchedSet,
-    /// Held while a file is written to. The kernel lets one writer at a time into a file, and others spin for it: a tenth
+    /// Held while a file is written to. The kernel lets one writer at a time into a file, and others spin for it: a twentieth
     /// of a leecher's processor time.
     writing: Mutex<()>,
 }
