@@ -21,6 +21,7 @@ use super::disk::check;
 use super::disk::fs::{FileStat, FileSystem};
 use super::disk::pool::{Buffer, BufferPool, DEFAULT_BUDGET_BYTES};
 use super::disk::storage::{FdCache, PlaceError, Storage, StorageError};
+use super::hashing::Hashing;
 use super::identity::Signer;
 use super::journal::Journal;
 use super::ledger::Ledger;
@@ -77,6 +78,7 @@ pub struct Core {
     pub shares_of_descriptors: descriptors::Shares,
     /// One for each pipe of a fast upload.
     pub pipe_permits: Arc<Semaphore>,
+    pub hashing: Hashing,
     pub commits: CommitQueue,
     pub journal: Journal,
     pub ledger: Ledger,
@@ -199,6 +201,7 @@ impl Core {
             listening: parts.listening,
             session_permits: Arc::new(Semaphore::new(shares_of_descriptors.sessions)),
             pipe_permits: Arc::new(Semaphore::new(shares_of_descriptors.pipes)),
+            hashing: Hashing::default(),
             commits: CommitQueue::default(),
             journal: parts.journal,
             ledger: parts.ledger,

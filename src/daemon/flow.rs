@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 
 use super::banning;
 use super::core::Core;
-use super::disk::assembly::{Done, Outcome, Work};
+use super::disk::assembly::{Done, Outcome};
 use super::disk::digest;
 use super::disk::storage::StorageError;
 use super::torrent::{Active, Torrent};
@@ -60,17 +60,8 @@ impl Torrent {
         core.data_is_suspect(self);
     }
 
-    /// Has a piece, or a part of it, hashed and written on a thread that may block.
-    pub fn start_disk_work(self: &Arc<Self>, core: &Arc<Core>, active: &Arc<Active>, work: Work) {
-        let (torrent, core, active) = (self.clone(), core.clone(), active.clone());
-        tokio::task::spawn_blocking(move || {
-            let piece = work.piece();
-            let done = work.execute(&active.storage, active.meta.layout(), &active.meta.piece_check(piece));
-            torrent.disk_work_done(&core, &active, piece, done);
-        });
-    }
-
-    fn disk_work_done(
+    /// A piece, or a part of it, was hashed and written, or could not be.
+    pub(super) fn disk_work_done(
         self: &Arc<Self>,
         core: &Arc<Core>,
         active: &Arc<Active>,

@@ -16,6 +16,7 @@ pub mod descriptors;
 pub mod disk;
 pub mod dumping;
 pub mod flow;
+pub mod hashing;
 pub mod identity;
 pub mod janitor;
 pub mod journal;

@@ -22,6 +22,7 @@ use std::io::IoSlice;
 
 use super::check::PieceHasher;
 use super::digest;
+use super::lanes::sha1_of_each;
 use super::pool::Buffer;
 use super::storage::{Storage, StorageError};
 use crate::swarm::UnitDigest;
@@ -379,7 +380,10 @@ impl Work {
     /// When the disk fails: [`Assembly::abandon`] the piece.
     pub fn execute(self, storage: &Storage, layout: Layout, check: &PieceCheck) -> Result<Done, StorageError> {
         match self {
-            Work::Piece(whole) => whole.execute(storage, check),
+            Work::Piece(whole) => {
+                let right = whole.is_right(check);
+                whole.write_if_right(right, storage)
+            }
             Work::Run(run) => run.execute(storage, layout, check),
             Work::Spill(spill) => spill.execute(storage),
         }
@@ -400,23 +404,43 @@ impl CompletePiece {
         &self.buffers
     }
 
-    pub fn is_right(&self, check: &PieceCheck) -> bool {
-        let mut hasher = PieceHasher::for_check(check);
-        self.buffers.iter().for_each(|buffer| hasher.update(buffer));
-        hasher.matches(check)
+    pub fn index(&self) -> PieceIndex {
+        self.piece
     }
 
-    /// A wrong piece is not written.
-    fn execute(self, storage: &Storage, check: &PieceCheck) -> Result<Done, StorageError> {
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().map(|buffer| buffer.len()).sum()
+    }
+
+    pub fn is_right(&self, check: &PieceCheck) -> bool {
+        are_right(&[(self, *check)]) == [true]
+    }
+
+    /// A wrong piece is not written. Blocking.
+    ///
+    /// # Errors
+    /// When the disk fails: [`Assembly::abandon`] the piece.
+    pub fn write_if_right(self, right: bool, storage: &Storage) -> Result<Done, StorageError> {
         let mut verdict = Verdict::Right;
-        if self.is_right(check) {
+        if right {
             let slices: Vec<IoSlice<'_>> = self.buffers.iter().map(|buffer| IoSlice::new(buffer)).collect();
             storage.write_vectored(self.start, &slices)?;
         } else {
-            verdict = Verdict::Wrong(digest::of_parts(self.buffers.iter().map(|buffer| &**buffer)));
+            verdict = Verdict::Wrong(digest::of_parts(self.parts()));
         }
         Ok(Done { piece: self.piece, serial: 0, kind: DoneKind::Piece(verdict), written_from: self.buffers })
     }
+
+    fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        self.buffers.iter().map(|buffer| &**buffer)
+    }
+}
+
+/// Whether each piece is what its check says: hashed side by side.
+pub fn are_right(pieces: &[(&CompletePiece, PieceCheck)]) -> Vec<bool> {
+    let parts: Vec<Vec<&[u8]>> = pieces.iter().map(|(piece, _)| piece.parts().collect()).collect();
+    let digests = sha1_of_each(&parts).into_iter();
+    digests.zip(pieces).map(|(digest, (_, check))| PieceCheck::Sha1(digest) == *check).collect()
 }
 
 /// The next bytes of a piece, from its hashed prefix on.

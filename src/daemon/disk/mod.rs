@@ -4,6 +4,7 @@
 //! - [`storage`] maps one torrent's byte stream to its files, unfinished or in their final place.
 //! - [`check`] hashes pieces, one or all.
 //! - [`digest`] digests the parts of a piece that came wrong, to find who gave them.
+//! - [`gather`] has pieces that come quickly wait for each other, [`lanes`] hashes them side by side.
 //! - [`pool`] owns the memory that payload passes through.
 //! - [`assembly`] collects the blocks of pieces in progress and says what to hash and write, and when.
 //!
@@ -13,5 +14,7 @@ pub mod assembly;
 pub mod check;
 pub mod digest;
 pub mod fs;
+pub mod gather;
+pub mod lanes;
 pub mod pool;
 pub mod storage;
