@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::ifaddrs::getifaddrs;
@@ -49,8 +49,8 @@ struct State {
 struct Waiter {
     torrent: InfoHash,
     handle: Arc<SessionHandle>,
-    /// Of the last grant.
-    left_bytes: AtomicU32,
+    /// Of what was granted; less than nothing when more came.
+    left_bytes: AtomicI64,
 }
 
 /// One session's dealings with one direction. What it has left when it is dropped is others'.
@@ -72,7 +72,7 @@ impl Limits {
         let meter = |direction: &Arc<Direction>, way| Meter {
             way,
             limited: (!exempt).then(|| {
-                let left_bytes = AtomicU32::new(0);
+                let left_bytes = AtomicI64::new(0);
                 (direction.clone(), Arc::new(Waiter { torrent, handle: handle.clone(), left_bytes }))
             }),
         };
@@ -106,7 +106,7 @@ impl Direction {
         for grant in grants {
             if let Some(waiter) = state.waiting.remove(&grant.session) {
                 if !unlimited {
-                    waiter.left_bytes.fetch_add(grant.bytes, Ordering::AcqRel);
+                    waiter.left_bytes.fetch_add(i64::from(grant.bytes), Ordering::AcqRel);
                 }
                 waiter.handle.wake.notify_one();
             }
@@ -147,14 +147,21 @@ impl Way {
         }
     }
 
-    /// Bytes of payload that, with their headers, use up a grant.
-    fn payload(self, granted_bytes: u32) -> u32 {
-        let one = match self {
-            Way::Up => HEADER_BYTES / 2,
+    /// How many of `wanted_bytes` may move when so much is left.
+    ///
+    /// To be sent: what, with its headers, uses it up. To be read: all that is there, as long as anything is left; what
+    /// came beyond it is waited for afterwards. It has passed the link anyway, and a socket that is never read empty
+    /// stalls: Linux joins what waits to what follows, and gives back none of the receive buffer before the end of all.
+    fn allowed(self, left_bytes: i64, wanted_bytes: usize) -> usize {
+        match self {
+            Way::Down if left_bytes > 0 => wanted_bytes,
             Way::Down => 0,
-        };
-        let left = u64::from(granted_bytes.saturating_sub(one));
-        (left * u64::from(PACKET_BYTES) / u64::from(PACKET_BYTES + HEADER_BYTES / 2)) as u32
+            Way::Up => {
+                let left_bytes = left_bytes.saturating_sub(i64::from(HEADER_BYTES / 2)).clamp(0, i64::from(u32::MAX));
+                let payload = left_bytes * i64::from(PACKET_BYTES) / i64::from(PACKET_BYTES + HEADER_BYTES / 2);
+                wanted_bytes.min(payload as usize)
+            }
+        }
     }
 }
 
@@ -171,7 +178,7 @@ impl Meter {
             return wanted_bytes;
         }
         let left = waiter.left_bytes.load(Ordering::Acquire);
-        let allowed = self.way.payload(left);
+        let allowed = self.way.allowed(left, wanted_bytes);
         if allowed == 0 {
             let id = waiter.handle.id;
             let mut state = direction.lock();
@@ -180,15 +187,16 @@ impl Meter {
             drop(state);
             direction.some.notify_one();
         }
-        wanted_bytes.min(allowed as usize)
+        allowed
     }
 
     pub fn moved(&self, bytes: usize) {
-        if let Some((_, waiter)) = &self.limited {
+        if let Some((direction, waiter)) = &self.limited
+            && !direction.rate().is_unlimited()
+        {
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
-            let spend = |left: u32| Some(left.saturating_sub(bytes.saturating_add(self.way.headers(bytes))));
-            // The closure always answers, so this cannot fail.
-            let _ = waiter.left_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, spend);
+            let used = i64::from(bytes) + i64::from(self.way.headers(bytes));
+            waiter.left_bytes.fetch_sub(used, Ordering::AcqRel);
         }
     }
 }
@@ -241,13 +249,17 @@ mod tests {
     fn what_is_sent_counts_the_headers_of_one_packet_or_half_of_a_cables() {
         assert_eq!([1, 1_448, 14_480].map(|bytes| Way::Up.headers(bytes)), [66, 66, 33 * 11]);
         assert_eq!(Way::Down.headers(1_448), 32);
-        for way in [Way::Up, Way::Down] {
-            for granted in [100, 1_448, 1_750, 2_621, 65_536, 700_000] {
-                let payload = way.payload(granted);
-                let used = payload + way.headers(payload);
-                assert!(used.abs_diff(granted) <= 1 + HEADER_BYTES / 2 + granted / 5_000, "{granted}: {used}");
-            }
+        for granted in [100, 1_448, 1_750, 2_621, 65_536, 700_000] {
+            let payload = Way::Up.allowed(i64::from(granted), usize::MAX) as u32;
+            let used = payload + Way::Up.headers(payload);
+            assert!(used.abs_diff(granted) <= 1 + HEADER_BYTES / 2 + granted / 5_000, "{granted}: {used}");
         }
+        assert_eq!([-1, 0, 20].map(|left| Way::Up.allowed(left, 9)), [0; 3]);
+    }
+
+    #[test]
+    fn what_came_is_read_whole_while_anything_is_left() {
+        assert_eq!([-1, 0, 1, 99].map(|left| Way::Down.allowed(left, 16_384)), [0, 0, 16_384, 16_384]);
     }
 
     #[test]

@@ -65,13 +65,13 @@ impl Limiter {
         !self.waiting.is_empty()
     }
 
-    /// A session is gone: what it had left is others'.
-    pub fn leave(&mut self, session: SessionId, left_bytes: u32) {
+    /// A session is gone: what it had left, or moved beyond its grants, is others'.
+    pub fn leave(&mut self, session: SessionId, left_bytes: i64) {
         for (_, sessions) in &mut self.waiting {
             sessions.retain(|waiting| *waiting != session);
         }
         self.waiting.retain(|(_, sessions)| !sessions.is_empty());
-        self.level += f64::from(left_bytes);
+        self.level += left_bytes as f64;
     }
 
     /// Divides what there is among those that wait; whoever gets something waits no more. Without a limit all get all

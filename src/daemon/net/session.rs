@@ -35,6 +35,8 @@ const BURST_BYTES: usize = 32 * 1024;
 const REST: Duration = Duration::from_millis(1);
 /// Reads in a row before others on the same thread get their turn.
 const READS_PER_TURN: usize = 16;
+/// A turn that a limit lets begin goes on to the end of what waits in the socket, or to this.
+const DRAIN_BYTES: usize = 128 * 1024;
 /// design.md section 6: a peer that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(120);
 /// BEP 3: keep-alives "are generally sent once every two minutes"; a little sooner, so that no peer's timer fires first.
@@ -221,7 +223,10 @@ impl<S: PeerStream> Session<S> {
                 slices.extend(ahead.slices());
                 self.stream.try_read_vectored(&mut slices)
             } else {
-                let allowed = self.down.allowed(payload_left + HEAD_BYTES);
+                // What a limit lets in is read to the socket's end, see `limits::Way::allowed`.
+                let is_drained = brought > 0 && brought < DRAIN_BYTES;
+                let wanted = payload_left + HEAD_BYTES;
+                let allowed = if is_drained { wanted } else { self.down.allowed(wanted) };
                 if allowed == 0 {
                     self.read_held = true;
                     return Ok(());
