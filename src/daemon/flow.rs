@@ -90,7 +90,7 @@ impl Torrent {
         {
             let mut inner = active.lock();
             match inner.assembly.done(done) {
-                Outcome::Pending(piece) => next = inner.assembly.next_work(piece, core.pool.under_pressure()),
+                Outcome::Pending(piece) => next = inner.assembly.next_work(piece, core.pool.is_short()),
                 Outcome::Stale(_) => {}
                 Outcome::Wrong { piece, digests } => {
                     tracing::info!(torrent = %self.summary.name, piece = piece.get(), "a piece came wrong and is fetched again");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::core::Core;
 use super::disk::assembly::{CompletePiece, Work, are_right};
 use super::disk::gather::{Gather, Next};
+use super::disk::pool::Leaving;
 use super::torrent::{Active, Torrent};
 
 /// Whole pieces of all torrents, on their way to be hashed.
@@ -17,6 +18,7 @@ struct Whole {
     torrent: Arc<Torrent>,
     active: Arc<Active>,
     piece: CompletePiece,
+    leaving: Leaving,
 }
 
 impl Hashing {
@@ -29,10 +31,12 @@ impl Torrent {
     /// Has a piece, or a part of it, hashed and written on a thread that may block.
     pub fn start_disk_work(self: &Arc<Self>, core: &Arc<Core>, active: &Arc<Active>, work: Work) {
         let (torrent, core, active) = (self.clone(), core.clone(), active.clone());
+        let leaving = core.pool.leave(work.bytes());
         match work {
-            Work::Piece(piece) => add(&core, Whole { torrent, active, piece }),
+            Work::Piece(piece) => add(&core, Whole { torrent, active, piece, leaving }),
             work => {
                 tokio::task::spawn_blocking(move || {
+                    let _leaving = leaving;
                     let piece = work.piece();
                     let done = work.execute(&active.storage, active.meta.layout(), &active.meta.piece_check(piece));
                     torrent.disk_work_done(&core, &active, piece, done);
@@ -44,7 +48,7 @@ impl Torrent {
 
 fn add(core: &Arc<Core>, whole: Whole) {
     let bytes = whole.piece.bytes();
-    let next = core.hashing.lock().push(core.clock.now(), whole, bytes, core.pool.under_pressure());
+    let next = core.hashing.lock().push(core.clock.now(), whole, bytes);
     match next {
         Next::Hash(several) => start(core, several),
         Next::Nothing => {}
@@ -72,10 +76,11 @@ fn start(core: &Arc<Core>, several: Vec<Whole>) {
         let checks = several.iter().map(|whole| (&whole.piece, whole.active.meta.piece_check(whole.piece.index())));
         let right = are_right(&checks.collect::<Vec<_>>());
         for (whole, right) in several.into_iter().zip(right) {
-            let Whole { torrent, active, piece } = whole;
+            let Whole { torrent, active, piece, leaving } = whole;
             let index = piece.index();
             let done = piece.write_if_right(right, &active.storage);
             torrent.disk_work_done(&core, &active, index, done);
+            drop(leaving);
         }
     });
 }

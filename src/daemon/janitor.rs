@@ -52,7 +52,7 @@ fn look_after(core: &Arc<Core>, torrent: &Arc<Torrent>) -> bool {
         inner.sessions.is_empty() && inner.book.next_timeout().is_none_or(|at| at > now + DIALLED_SOON)
     };
     // Blocks of pieces that nobody completes just now must not hold the memory that others wait for.
-    while core.pool.under_pressure() {
+    while core.pool.is_short() {
         let Some(work) = active.lock().assembly.relieve() else { break };
         torrent.start_disk_work(core, &active, work);
     }

@@ -127,12 +127,12 @@ impl Assembly {
     }
 
     /// Work that is due for the piece. Ask after each insert and after each [`Outcome::Pending`], until there is none.
-    pub fn next_work(&mut self, piece: PieceIndex, under_pressure: bool) -> Option<Work> {
+    pub fn next_work(&mut self, piece: PieceIndex, short_of_memory: bool) -> Option<Work> {
         if let Some(whole) = self.take_piece(piece) {
             return Some(Work::Piece(whole));
         }
         let partial = self.pieces.get(&piece)?;
-        let in_parts = partial.in_parts || under_pressure || self.layout.piece_len(piece) > WHOLE_PIECE_BYTES;
+        let in_parts = partial.in_parts || short_of_memory || self.layout.piece_len(piece) > WHOLE_PIECE_BYTES;
         if in_parts { self.take_run(piece).map(Work::Run) } else { None }
     }
 
@@ -373,6 +373,15 @@ impl Work {
         }
     }
 
+    /// What it holds in memory.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Work::Piece(whole) => whole.bytes(),
+            Work::Run(run) => run.parts.iter().map(Part::bytes_in_memory).sum(),
+            Work::Spill(spill) => spill.blocks.iter().map(|(_, buffer)| buffer.len()).sum(),
+        }
+    }
+
     /// Hashes and writes. `layout` is the torrent's, `check` the piece's.
     /// Blocking.
     ///
@@ -465,6 +474,15 @@ enum Part {
         len: u32,
         digests: Vec<UnitDigest>,
     },
+}
+
+impl Part {
+    fn bytes_in_memory(&self) -> usize {
+        match self {
+            Part::InMemory(buffer) => buffer.len(),
+            Part::OnDisk { .. } => 0,
+        }
+    }
 }
 
 impl Run {

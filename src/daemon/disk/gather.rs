@@ -41,13 +41,13 @@ impl<T> Default for Gather<T> {
 }
 
 impl<T> Gather<T> {
-    /// `hurry`: memory is short, nothing shall wait.
-    pub fn push(&mut self, now: Time, item: T, len: usize, hurry: bool) -> Next<T> {
+    /// Another one came, of so many bytes.
+    pub fn push(&mut self, now: Time, item: T, len: usize) -> Next<T> {
         let near = self.last.is_some_and(|last| now.since(last) <= NEAR);
         self.last = Some(now);
         self.waiting.push(item);
         self.bytes += len;
-        if hurry || !near || self.waiting.len() >= LANES || self.bytes >= MOST_BYTES {
+        if !near || self.waiting.len() >= LANES || self.bytes >= MOST_BYTES {
             return Next::Hash(self.take());
         }
         match self.due {
@@ -82,30 +82,29 @@ mod tests {
     fn who_comes_alone_does_not_wait() {
         let mut gather = Gather::default();
         for n in 0..9 {
-            assert_eq!(gather.push(us(3_100 * n), n, MIB, false), Next::Hash(vec![n]));
+            assert_eq!(gather.push(us(3_100 * n), n, MIB), Next::Hash(vec![n]));
         }
     }
 
     #[test]
     fn those_that_come_quickly_wait_for_each_other() {
         let mut gather = Gather::default();
-        assert_eq!(gather.push(us(0), 0, MIB, false), Next::Hash(vec![0]));
-        assert_eq!(gather.push(us(1_000), 1, MIB, false), Next::WaitUntil(us(4_000)));
-        assert_eq!(gather.push(us(2_000), 2, MIB, false), Next::Nothing);
-        assert_eq!(gather.push(us(3_000), 3, MIB, false), Next::Nothing);
-        assert_eq!(gather.push(us(3_500), 4, MIB, false), Next::Hash(vec![1, 2, 3, 4]));
-        assert_eq!(gather.push(us(3_600), 5, MIB, false), Next::WaitUntil(us(6_600)));
+        assert_eq!(gather.push(us(0), 0, MIB), Next::Hash(vec![0]));
+        assert_eq!(gather.push(us(1_000), 1, MIB), Next::WaitUntil(us(4_000)));
+        assert_eq!(gather.push(us(2_000), 2, MIB), Next::Nothing);
+        assert_eq!(gather.push(us(3_000), 3, MIB), Next::Nothing);
+        assert_eq!(gather.push(us(3_500), 4, MIB), Next::Hash(vec![1, 2, 3, 4]));
+        assert_eq!(gather.push(us(3_600), 5, MIB), Next::WaitUntil(us(6_600)));
         assert_eq!(gather.take_due(us(4_000)), Vec::<i32>::new(), "that was for those before");
         assert_eq!(gather.take_due(us(6_600)), [5]);
         assert_eq!(gather.take_due(us(9_999)), Vec::<i32>::new());
     }
 
     #[test]
-    fn nothing_waits_where_memory_is_short_or_much_waits() {
+    fn nothing_waits_where_much_waits() {
         let mut gather = Gather::default();
-        gather.push(us(0), 0, MIB, false);
-        assert_eq!(gather.push(us(1), 1, MIB, true), Next::Hash(vec![1]));
-        assert_eq!(gather.push(us(2), 2, 4 * MIB, false), Next::WaitUntil(us(3_002)));
-        assert_eq!(gather.push(us(3), 3, 4 * MIB, false), Next::Hash(vec![2, 3]));
+        gather.push(us(0), 0, MIB);
+        assert_eq!(gather.push(us(2), 2, 4 * MIB), Next::WaitUntil(us(3_002)));
+        assert_eq!(gather.push(us(3), 3, 4 * MIB), Next::Hash(vec![2, 3]));
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -27,6 +28,8 @@ pub struct BufferPool {
 struct Inner {
     units: usize,
     free: Arc<Semaphore>,
+    /// Of what is handed out: on its way to the disk.
+    leaving_bytes: AtomicUsize,
     idle: Mutex<[Vec<Box<[u8]>>; 2]>,
 }
 
@@ -34,7 +37,14 @@ impl BufferPool {
     /// The budget is rounded up to one buffer of the larger size.
     pub fn new(budget_bytes: usize) -> BufferPool {
         let units = budget_bytes.max(CLASS_BYTES[1]).div_ceil(UNIT_BYTES).min(Semaphore::MAX_PERMITS);
-        BufferPool { inner: Arc::new(Inner { units, free: Arc::new(Semaphore::new(units)), idle: Mutex::default() }) }
+        BufferPool {
+            inner: Arc::new(Inner {
+                units,
+                free: Arc::new(Semaphore::new(units)),
+                leaving_bytes: AtomicUsize::new(0),
+                idle: Mutex::default(),
+            }),
+        }
     }
 
     /// A buffer of `len` bytes with any content, if there is room for it now and nobody waits. `None` as well when `len`
@@ -67,9 +77,18 @@ impl BufferPool {
         self.inner.in_use_bytes()
     }
 
-    /// More than three quarters are handed out: whoever collects blocks should write what can be written.
-    pub fn under_pressure(&self) -> bool {
-        self.inner.in_use_bytes() > self.inner.units * UNIT_BYTES / 4 * 3
+    /// So many of the bytes handed out are on their way to the disk until the answer is dropped.
+    pub fn leave(&self, bytes: usize) -> Leaving {
+        self.inner.leaving_bytes.fetch_add(bytes, Ordering::AcqRel);
+        Leaving { bytes, pool: self.inner.clone() }
+    }
+
+    /// More than three quarters are handed out, and at least half of the budget is not on its way to the disk: whoever
+    /// collects blocks should write what can be written. What is on its way comes back no sooner for writing more.
+    pub fn is_short(&self) -> bool {
+        let in_use = self.inner.in_use_bytes();
+        let stays = in_use.saturating_sub(self.inner.leaving_bytes.load(Ordering::Acquire));
+        in_use > self.inner.units * UNIT_BYTES / 4 * 3 && self.is_much(stays)
     }
 
     /// Whether so many bytes are half of the budget or more.
@@ -112,6 +131,19 @@ impl Inner {
         };
         let memory = memory.unwrap_or_else(|| vec![0; CLASS_BYTES[class]].into_boxed_slice());
         Buffer { memory, len, class, home: self.clone(), _permit: permit }
+    }
+}
+
+/// See [`BufferPool::leave`].
+#[must_use = "dropped, it says that they are back"]
+pub struct Leaving {
+    bytes: usize,
+    pool: Arc<Inner>,
+}
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        self.pool.leaving_bytes.fetch_sub(self.bytes, Ordering::AcqRel);
     }
 }
 
@@ -163,9 +195,13 @@ mod tests {
         let mut held: Vec<Buffer> = std::iter::from_fn(|| pool.try_take(1)).collect();
         assert_eq!((held.len(), pool.in_use_bytes()), (16, 16 * SMALL));
         held.truncate(12);
-        assert!(!pool.under_pressure(), "three quarters are not more than three quarters");
+        assert!(!pool.is_short(), "three quarters are not more than three quarters");
         held.push(pool.try_take(SMALL).unwrap());
-        assert!(pool.under_pressure());
+        assert!(pool.is_short());
+        let leaving = [pool.leave(5 * SMALL), pool.leave(SMALL)];
+        assert!(!pool.is_short(), "7 of 16 stay");
+        drop(leaving);
+        assert!(pool.is_short());
         assert!(pool.try_take(LARGE).is_none());
         drop(held);
         assert_eq!(pool.in_use_bytes(), 0);

@@ -383,10 +383,9 @@ impl<S: PeerStream> Session<S> {
                     }
                 }
             }
-            let pressure = self.core.pool.under_pressure();
-            let work = inner.assembly.next_work(block.piece(), pressure);
-            // Memory that is on its way to the disk comes back no sooner for writing more.
-            let relieves = |held_bytes| pressure && self.core.pool.is_much(held_bytes);
+            let short = self.core.pool.is_short();
+            let work = inner.assembly.next_work(block.piece(), short);
+            let relieves = |held_bytes| short && self.core.pool.is_much(held_bytes);
             work.or_else(|| if relieves(inner.assembly.bytes_in_memory()) { inner.assembly.relieve() } else { None })
         };
         if let Some(work) = work {
