@@ -76,6 +76,10 @@ fi
 if [ $# -eq 0 ]; then
     "$cargo" fmt --check
     "$cargo" clippy --all-targets -- -D warnings
+    # The benchmarks are another package, which nothing else here builds.
+    "$cargo" fmt --manifest-path bench/Cargo.toml --check
+    CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$PWD/target} \
+        "$cargo" clippy --manifest-path bench/Cargo.toml --all-targets -- -D warnings
 fi
 "$cargo" test --no-run
 

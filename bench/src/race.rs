@@ -97,12 +97,16 @@ fn between(from: Option<Instant>, to: Option<Instant>) -> f64 {
     from.zip(to).map_or(f64::NAN, |(from, to)| to.duration_since(from).as_secs_f64())
 }
 
+/// libtorrent decides once a second how much it has under way to a peer, by the rate of the seconds before: 10 KiB at
+/// first. Where in its second a short race begins makes a third of its time, so that the runs are spread over it.
+const PERIOD: Duration = Duration::from_secs(1);
+
 /// Each race once to warm the machine, then `runs` times in turn, so that a drifting machine hits all alike.
 pub fn in_turn(races: &[Race], runs: usize) -> Result<Vec<Figures>> {
     let mut figures = vec![Vec::new(); races.len()];
     for turn in 0..=runs {
         for (race, figures) in races.iter().zip(&mut figures) {
-            let run = race.run()?;
+            let run = race.run(PERIOD.mul_f64(turn as f64 / runs as f64))?;
             eprintln!("{} -> {}: {run:.3?}", race.seeds[0].label(), race.leeches[0].label());
             if turn > 0 {
                 figures.push(run);
@@ -113,7 +117,8 @@ pub fn in_turn(races: &[Race], runs: usize) -> Result<Vec<Figures>> {
 }
 
 impl Race<'_> {
-    pub fn run(&self) -> Result<Figures> {
+    /// The leechers are started so long after the seeders are ready.
+    pub fn run(&self, later: Duration) -> Result<Figures> {
         let folder = tempfile::Builder::new().prefix("race").tempdir_in(self.folder)?;
         let net = Net::new(1 + self.seeds.len() + self.leeches.len());
         let _tracker = Tracker::start(&net.hosts[0], &folder.path().join("tracker"));
@@ -128,6 +133,7 @@ impl Race<'_> {
             seeders.push(rivals::start(client, seat, self.content, true, first_seeder)?);
         }
         self.await_seeders(&net, seed_seats, &mut seeders);
+        std::thread::sleep(later);
         let cpu_before: f64 = seeders.iter().map(Running::cpu_s).sum();
 
         let began = Instant::now();

@@ -4,6 +4,7 @@ use std::hint::black_box;
 
 use criterion::{Criterion, Throughput};
 use peerd::daemon::disk::check::PieceHasher;
+use peerd::daemon::disk::lanes::sha1_of_each;
 use peerd::wire::id::PieceCheck;
 
 pub fn sha1(criterion: &mut Criterion) {
@@ -17,6 +18,17 @@ pub fn sha1(criterion: &mut Criterion) {
                 hasher.update(black_box(&piece));
                 hasher.finish()
             });
+        });
+    }
+    // As whole pieces are, in blocks.
+    let pieces: Vec<Vec<u8>> = (0..4u32)
+        .map(|piece| (0..1 << 20).map(|n: u32| (n + piece).wrapping_mul(2_654_435_761) as u8).collect())
+        .collect();
+    for count in 2..=4 {
+        let messages: Vec<Vec<&[u8]>> = pieces[..count].iter().map(|piece| piece.chunks(16 << 10).collect()).collect();
+        group.throughput(Throughput::Bytes((count as u64) << 20));
+        group.bench_function(format!("SHA-1 of {count} times 1024 KiB, side by side"), |b| {
+            b.iter(|| sha1_of_each(black_box(&messages)));
         });
     }
 }

@@ -1,5 +1,6 @@
 //! The tracker's index with 100,000 names.
 
+use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::hint::black_box;
 
@@ -19,7 +20,7 @@ fn prepared(names: &names::Names, n: u32) -> Prepared {
     let name = names.name(n);
     let mut key = [0; 20];
     key[..4].copy_from_slice(&n.to_be_bytes());
-    let types: BTreeSet<String> = BTreeSet::from([split_extension(&name).1.to_lowercase()]);
+    let types = BTreeSet::from([Cow::from(split_extension(&name).1.to_lowercase())]);
     let paths = &mut std::iter::empty();
     Prepared::new(Document { key: InfoHash::new(key), name: &name, paths, types: &types, size: u64::from(n) })
 }
