@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use nix::ifaddrs::getifaddrs;
@@ -36,6 +36,8 @@ pub struct Limits {
 pub struct Direction {
     /// [`Rate::bytes_per_s`], looked at by every read and write: a limit that is off costs nothing.
     bytes_per_s: AtomicU64,
+    /// How often that was changed: what was granted or owed before is forgotten.
+    changes: AtomicU32,
     state: Mutex<State>,
     /// Somebody has begun to wait.
     some: Notify,
@@ -46,11 +48,20 @@ struct State {
     waiting: HashMap<SessionId, Arc<Waiter>>,
 }
 
+impl State {
+    fn wait(&mut self, waiter: Arc<Waiter>) {
+        self.limiter.ask(waiter.torrent, waiter.handle.id);
+        self.waiting.insert(waiter.handle.id, waiter);
+    }
+}
+
 struct Waiter {
     torrent: InfoHash,
     handle: Arc<SessionHandle>,
     /// Of what was granted; less than nothing when more came.
     left_bytes: AtomicI64,
+    /// [`Direction::changes`] that it has heard of.
+    changes: AtomicU32,
 }
 
 /// One session's dealings with one direction. What it has left when it is dropped is others'.
@@ -72,8 +83,9 @@ impl Limits {
         let meter = |direction: &Arc<Direction>, way| Meter {
             way,
             limited: (!exempt).then(|| {
+                let changes = AtomicU32::new(direction.changes.load(Ordering::Acquire));
                 let left_bytes = AtomicI64::new(0);
-                (direction.clone(), Arc::new(Waiter { torrent, handle: handle.clone(), left_bytes }))
+                (direction.clone(), Arc::new(Waiter { torrent, handle: handle.clone(), left_bytes, changes }))
             }),
         };
         (meter(&self.up, Way::Up), meter(&self.down, Way::Down))
@@ -84,6 +96,7 @@ impl Direction {
     fn new(now: Time, rate: Rate) -> Direction {
         Direction {
             bytes_per_s: AtomicU64::new(rate.bytes_per_s()),
+            changes: AtomicU32::new(0),
             state: Mutex::new(State { limiter: Limiter::new(now, rate), waiting: HashMap::new() }),
             some: Notify::new(),
         }
@@ -96,6 +109,7 @@ impl Direction {
     pub fn set_rate(&self, now: Time, rate: Rate) {
         self.lock().limiter.set_rate(now, rate);
         self.bytes_per_s.store(rate.bytes_per_s(), Ordering::Release);
+        self.changes.fetch_add(1, Ordering::AcqRel);
     }
 
     fn share_out(&self, now: Time) {
@@ -104,13 +118,23 @@ impl Direction {
         state.limiter.share_out(now, &mut grants);
         let unlimited = state.limiter.rate().is_unlimited();
         for grant in grants {
-            if let Some(waiter) = state.waiting.remove(&grant.session) {
-                if !unlimited {
-                    waiter.left_bytes.fetch_add(i64::from(grant.bytes), Ordering::AcqRel);
+            let Some(waiter) = state.waiting.remove(&grant.session) else { continue };
+            if !unlimited {
+                let bytes = i64::from(grant.bytes);
+                let left = waiter.left_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
+                if left <= 0 {
+                    // Still in debt: nothing to wake up for.
+                    state.wait(waiter);
+                    continue;
                 }
-                waiter.handle.wake.notify_one();
             }
+            waiter.handle.wake.notify_one();
         }
+    }
+
+    fn wait(&self, waiter: &Arc<Waiter>) {
+        self.lock().wait(waiter.clone());
+        self.some.notify_one();
     }
 
     async fn run(&self, clock: &dyn Clock) {
@@ -177,15 +201,10 @@ impl Meter {
         if direction.rate().is_unlimited() {
             return wanted_bytes;
         }
-        let left = waiter.left_bytes.load(Ordering::Acquire);
-        let allowed = self.way.allowed(left, wanted_bytes);
+        waiter.hear(direction);
+        let allowed = self.way.allowed(waiter.left_bytes.load(Ordering::Acquire), wanted_bytes);
         if allowed == 0 {
-            let id = waiter.handle.id;
-            let mut state = direction.lock();
-            state.limiter.ask(waiter.torrent, id);
-            state.waiting.insert(id, waiter.clone());
-            drop(state);
-            direction.some.notify_one();
+            direction.wait(waiter);
         }
         allowed
     }
@@ -194,9 +213,23 @@ impl Meter {
         if let Some((direction, waiter)) = &self.limited
             && !direction.rate().is_unlimited()
         {
+            waiter.hear(direction);
             let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
             let used = i64::from(bytes) + i64::from(self.way.headers(bytes));
-            waiter.left_bytes.fetch_sub(used, Ordering::AcqRel);
+            let left = waiter.left_bytes.fetch_sub(used, Ordering::AcqRel) - used;
+            if left < 0 && matches!(self.way, Way::Down) {
+                // It is paid off from now on, whether more comes or not.
+                direction.wait(waiter);
+            }
+        }
+    }
+}
+
+impl Waiter {
+    fn hear(&self, direction: &Direction) {
+        let changes = direction.changes.load(Ordering::Acquire);
+        if self.changes.swap(changes, Ordering::AcqRel) != changes {
+            self.left_bytes.store(0, Ordering::Release);
         }
     }
 }
@@ -244,6 +277,7 @@ fn shares_subnet(ip: IpAddr, address: IpAddr, mask: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::wire::id::PeerId;
 
     #[test]
     fn what_is_sent_counts_the_headers_of_one_packet_or_half_of_a_cables() {
@@ -260,6 +294,70 @@ mod tests {
     #[test]
     fn what_came_is_read_whole_while_anything_is_left() {
         assert_eq!([-1, 0, 1, 99].map(|left| Way::Down.allowed(left, 16_384)), [0, 0, 16_384, 16_384]);
+    }
+
+    /// Sessions of one torrent and what bounds them.
+    fn readers<const N: usize>(limits: &Limits) -> [Meter; N] {
+        std::array::from_fn(|n| {
+            let (id, addr) = (SessionId(n as u32), "10.0.0.9:6881".parse().unwrap());
+            let handle = Arc::new(SessionHandle::new(id, addr, PeerId([n as u8; 20]), true, Time::ZERO));
+            limits.meters(InfoHash::new([7; 20]), &handle).1
+        })
+    }
+
+    /// What each has read after so many share-outs; all of it comes in blocks, read whole.
+    fn read<const N: usize>(
+        limits: &Limits,
+        meters: &[Meter; N],
+        ticks: std::ops::Range<u32>,
+        reads: [bool; N],
+    ) -> [u64; N] {
+        let mut moved = [0; N];
+        for tick in ticks {
+            limits.down.share_out(Time::ZERO + SHARE_OUT_EVERY * tick);
+            for ((meter, moved), _) in meters.iter().zip(&mut moved).zip(reads).filter(|(_, reads)| *reads) {
+                let bytes = meter.allowed(16_397);
+                meter.moved(bytes);
+                *moved += bytes as u64;
+            }
+        }
+        moved
+    }
+
+    fn down(rate: &str) -> Limits {
+        Limits::new(Time::ZERO, Rate::UNLIMITED, rate.parse().unwrap(), false)
+    }
+
+    #[test]
+    fn reads_beyond_a_grant_are_waited_for_and_all_have_the_same() {
+        let limits = down("128K");
+        let meters = readers::<3>(&limits);
+        // 10 s.
+        let moved = read(&limits, &meters, 0..500, [true; 3]);
+        let (all, limit) = (moved.iter().sum::<u64>() as f64, 10.0 * 131_072.0 / 1.0228);
+        assert!((all - limit).abs() < 3.0 * 16_397.0, "{moved:?}");
+        assert!(moved.iter().all(|moved| (*moved as f64 - all / 3.0).abs() < 2.0 * 16_397.0), "{moved:?}");
+    }
+
+    #[test]
+    fn a_debt_is_paid_off_in_silence_and_forgotten_with_the_limit() {
+        let limits = down("64K");
+        let meters = readers::<2>(&limits);
+        read(&limits, &meters, 0..1, [true; 2]);
+        let [first, _] = &meters;
+        read(&limits, &meters, 1..5, [true; 2]);
+        first.moved(65_536);
+        assert_eq!(first.allowed(9), 0);
+        read(&limits, &meters, 5..110, [false; 2]);
+        assert_eq!(first.allowed(9), 9, "2 s later");
+
+        first.moved(1 << 30);
+        limits.down.set_rate(Time::from_secs(3), Rate::UNLIMITED);
+        first.moved(1 << 30);
+        limits.down.set_rate(Time::from_secs(4), "64K".parse().unwrap());
+        assert_eq!(first.allowed(9), 0, "nothing is granted yet");
+        limits.down.share_out(Time::from_secs(5));
+        assert_eq!(first.allowed(9), 9);
     }
 
     #[test]

@@ -11,7 +11,8 @@ use crate::clock::Time;
 use crate::wire::id::InfoHash;
 use crate::wire::rate::Rate;
 
-/// How often to share out while somebody waits: a grant is small enough that no second differs much from the next.
+/// How often to share out while somebody waits: a grant is small enough that no second differs much from the next (what is
+/// read goes beyond a grant, and is then waited for).
 pub const SHARE_OUT_EVERY: Duration = Duration::from_millis(20);
 /// What may come together while nobody wants anything: a later burst is no longer than this at the full rate, or two
 /// packets: while one is saved up for, no byte must fall by the side.
@@ -65,13 +66,13 @@ impl Limiter {
         !self.waiting.is_empty()
     }
 
-    /// A session is gone: what it had left, or moved beyond its grants, is others'.
+    /// A session is gone: what it had left, or moved beyond its grants, is others'; of a debt no more than a second's worth.
     pub fn leave(&mut self, session: SessionId, left_bytes: i64) {
         for (_, sessions) in &mut self.waiting {
             sessions.retain(|waiting| *waiting != session);
         }
         self.waiting.retain(|(_, sessions)| !sessions.is_empty());
-        self.level += left_bytes as f64;
+        self.level += (left_bytes as f64).max(-(self.rate.bytes_per_s() as f64));
     }
 
     /// Divides what there is among those that wait; whoever gets something waits no more. Without a limit all get all

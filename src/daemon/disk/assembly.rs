@@ -373,12 +373,13 @@ impl Work {
         }
     }
 
-    /// What it holds in memory.
-    pub fn bytes(&self) -> usize {
+    /// What its buffers take of the pool's budget.
+    pub fn budget_bytes(&self) -> usize {
+        let in_memory = |part: &Part| if let Part::InMemory(buffer) = part { buffer.budget_bytes() } else { 0 };
         match self {
-            Work::Piece(whole) => whole.bytes(),
-            Work::Run(run) => run.parts.iter().map(Part::bytes_in_memory).sum(),
-            Work::Spill(spill) => spill.blocks.iter().map(|(_, buffer)| buffer.len()).sum(),
+            Work::Piece(whole) => whole.buffers.iter().map(Buffer::budget_bytes).sum(),
+            Work::Run(run) => run.parts.iter().map(in_memory).sum(),
+            Work::Spill(spill) => spill.blocks.iter().map(|(_, buffer)| buffer.budget_bytes()).sum(),
         }
     }
 
@@ -449,7 +450,10 @@ impl CompletePiece {
 pub fn are_right(pieces: &[(&CompletePiece, PieceCheck)]) -> Vec<bool> {
     let parts: Vec<Vec<&[u8]>> = pieces.iter().map(|(piece, _)| piece.parts().collect()).collect();
     let digests = sha1_of_each(&parts).into_iter();
-    digests.zip(pieces).map(|(digest, (_, check))| PieceCheck::Sha1(digest) == *check).collect()
+    let right = |(digest, (_, check)): ([u8; 20], &(_, PieceCheck))| match check {
+        PieceCheck::Sha1(expected) => digest == *expected,
+    };
+    digests.zip(pieces).map(right).collect()
 }
 
 /// The next bytes of a piece, from its hashed prefix on.
@@ -474,15 +478,6 @@ enum Part {
         len: u32,
         digests: Vec<UnitDigest>,
     },
-}
-
-impl Part {
-    fn bytes_in_memory(&self) -> usize {
-        match self {
-            Part::InMemory(buffer) => buffer.len(),
-            Part::OnDisk { .. } => 0,
-        }
-    }
 }
 
 impl Run {

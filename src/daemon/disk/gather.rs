@@ -4,14 +4,15 @@
 use std::time::Duration;
 
 use super::lanes::LANES;
+use super::pool::DEFAULT_BUDGET_BYTES;
 use crate::clock::Time;
 
 /// A piece waits if one came no longer before it than this: then the next ones are near. 1 MiB in this time are 350 MB/s.
 const NEAR: Duration = Duration::from_millis(3);
-/// ... and for no longer than this.
+/// ... and for about this.
 const WAIT: Duration = Duration::from_millis(3);
-/// Nor while so much waits: a quarter of the memory budget.
-const MOST_BYTES: usize = 8 << 20;
+/// Nor while so much waits.
+const MOST_BYTES: usize = DEFAULT_BUDGET_BYTES / 4;
 
 /// What waits, each with its length.
 #[derive(Debug)]

@@ -130,7 +130,7 @@ impl Inner {
             recycled
         };
         let memory = memory.unwrap_or_else(|| vec![0; CLASS_BYTES[class]].into_boxed_slice());
-        Buffer { memory, len, class, home: self.clone(), _permit: permit }
+        Buffer { memory, len, class, home: self.clone(), permit }
     }
 }
 
@@ -153,7 +153,14 @@ pub struct Buffer {
     len: usize,
     class: usize,
     home: Arc<Inner>,
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Buffer {
+    /// What it takes of the budget; nothing if it came beyond it.
+    pub fn budget_bytes(&self) -> usize {
+        if self.permit.is_some() { CLASS_BYTES[self.class] } else { 0 }
+    }
 }
 
 impl Deref for Buffer {

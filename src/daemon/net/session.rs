@@ -25,6 +25,7 @@ use crate::wire::framing::{Frame, FrameError, Framer};
 use crate::wire::identity::PROOF_ID;
 use crate::wire::layout::{Block, RawBlock};
 use crate::wire::message::Message;
+use crate::wire::rate::Rate;
 
 /// What one read may bring beyond the payload it was made for: the next headers, or a burst of small messages.
 const HEAD_BYTES: usize = 16 * 1024;
@@ -35,8 +36,12 @@ const BURST_BYTES: usize = 32 * 1024;
 const REST: Duration = Duration::from_millis(1);
 /// Reads in a row before others on the same thread get their turn.
 const READS_PER_TURN: usize = 16;
-/// A turn that a limit lets begin goes on to the end of what waits in the socket, or to this.
-const DRAIN_BYTES: usize = 128 * 1024;
+/// A turn that a limit lets begin goes on to the end of what waits in the socket, unless that is more than what may be
+/// under way: a block, and what comes in this time ...
+const DRAIN_MS: u64 = 60;
+const DRAIN_LEAST_BYTES: u64 = 32 * 1024;
+/// ... or than this.
+const DRAIN_MOST_BYTES: u64 = 128 * 1024;
 /// design.md section 6: a peer that says nothing for so long is gone.
 const SILENCE: Duration = Duration::from_secs(120);
 /// BEP 3: keep-alives "are generally sent once every two minutes"; a little sooner, so that no peer's timer fires first.
@@ -224,9 +229,9 @@ impl<S: PeerStream> Session<S> {
                 self.stream.try_read_vectored(&mut slices)
             } else {
                 // What a limit lets in is read to the socket's end, see `limits::Way::allowed`.
-                let is_drained = brought > 0 && brought < DRAIN_BYTES;
                 let wanted = payload_left + HEAD_BYTES;
-                let allowed = if is_drained { wanted } else { self.down.allowed(wanted) };
+                let drains = brought > 0 && brought < drain_bytes(self.down.limit());
+                let allowed = if drains { wanted } else { self.down.allowed(wanted) };
                 if allowed == 0 {
                     self.read_held = true;
                     return Ok(());
@@ -442,4 +447,10 @@ impl<S: PeerStream> Session<S> {
             }
         }
     }
+}
+
+/// What a turn may read under a limit.
+fn drain_bytes(limit: Rate) -> usize {
+    let under_way = limit.bytes_per_s().saturating_mul(DRAIN_MS) / 1_000;
+    DRAIN_LEAST_BYTES.saturating_add(under_way).min(DRAIN_MOST_BYTES) as usize
 }
