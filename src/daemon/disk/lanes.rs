@@ -173,30 +173,31 @@ mod x86 {
         _mm_set_epi64x(half(0), half(1))
     }
 
+    /// Four rounds: `$f` is the function and constant, `$e` becomes what `$abcd` was; of `$n` lanes.
+    macro_rules! rounds {
+        ($n:ident, $abcd:ident, $e:ident, $w:ident, $f:literal) => {
+            for lane in 0..$n {
+                let e = _mm_sha1nexte_epu32($e[lane], $w[lane]);
+                $e[lane] = $abcd[lane];
+                $abcd[lane] = _mm_sha1rnds4_epu32::<$f>($abcd[lane], e);
+            }
+        };
+    }
+    /// The next four words of the schedule, in place of the oldest, and four rounds with them.
+    macro_rules! scheduled {
+        ($n:ident, $abcd:ident, $e:ident, $w0:ident, $w1:ident, $w2:ident, $w3:ident, $f:literal) => {
+            for lane in 0..$n {
+                let mixed = _mm_xor_si128(_mm_sha1msg1_epu32($w0[lane], $w1[lane]), $w2[lane]);
+                $w0[lane] = _mm_sha1msg2_epu32(mixed, $w3[lane]);
+            }
+            rounds!($n, $abcd, $e, $w0, $f);
+        };
+    }
+
     /// FIPS 180-4, 6.1.2, on each lane, an instruction of one beside the same instruction of the others.
     #[target_feature(enable = "sha,sse4.1")]
     #[expect(clippy::needless_range_loop, reason = "closures are not compiled for the CPU's instructions")]
     fn compress_blocks<const N: usize>(mut states: [[u32; 5]; N], blocks: [&[Block]; N]) -> [[u32; 5]; N] {
-        /// Four rounds: `$f` is the function and constant, `$e` becomes what `$abcd` was.
-        macro_rules! rounds {
-            ($abcd:ident, $e:ident, $w:ident, $f:literal) => {
-                for lane in 0..N {
-                    let e = _mm_sha1nexte_epu32($e[lane], $w[lane]);
-                    $e[lane] = $abcd[lane];
-                    $abcd[lane] = _mm_sha1rnds4_epu32::<$f>($abcd[lane], e);
-                }
-            };
-        }
-        /// The next four words of the schedule, in place of the oldest, and four rounds with them.
-        macro_rules! scheduled {
-            ($abcd:ident, $e:ident, $w0:ident, $w1:ident, $w2:ident, $w3:ident, $f:literal) => {
-                for lane in 0..N {
-                    let mixed = _mm_xor_si128(_mm_sha1msg1_epu32($w0[lane], $w1[lane]), $w2[lane]);
-                    $w0[lane] = _mm_sha1msg2_epu32(mixed, $w3[lane]);
-                }
-                rounds!($abcd, $e, $w0, $f);
-            };
-        }
         let zero = [_mm_setzero_si128(); N];
         let (mut abcd, mut e) = (zero, zero);
         for lane in 0..N {
@@ -218,25 +219,25 @@ mod x86 {
                 e[lane] = abcd[lane];
                 abcd[lane] = _mm_sha1rnds4_epu32::<0>(abcd[lane], first);
             }
-            rounds!(abcd, e, w1, 0);
-            rounds!(abcd, e, w2, 0);
-            rounds!(abcd, e, w3, 0);
-            scheduled!(abcd, e, w0, w1, w2, w3, 0);
-            scheduled!(abcd, e, w1, w2, w3, w0, 1);
-            scheduled!(abcd, e, w2, w3, w0, w1, 1);
-            scheduled!(abcd, e, w3, w0, w1, w2, 1);
-            scheduled!(abcd, e, w0, w1, w2, w3, 1);
-            scheduled!(abcd, e, w1, w2, w3, w0, 1);
-            scheduled!(abcd, e, w2, w3, w0, w1, 2);
-            scheduled!(abcd, e, w3, w0, w1, w2, 2);
-            scheduled!(abcd, e, w0, w1, w2, w3, 2);
-            scheduled!(abcd, e, w1, w2, w3, w0, 2);
-            scheduled!(abcd, e, w2, w3, w0, w1, 2);
-            scheduled!(abcd, e, w3, w0, w1, w2, 3);
-            scheduled!(abcd, e, w0, w1, w2, w3, 3);
-            scheduled!(abcd, e, w1, w2, w3, w0, 3);
-            scheduled!(abcd, e, w2, w3, w0, w1, 3);
-            scheduled!(abcd, e, w3, w0, w1, w2, 3);
+            rounds!(N, abcd, e, w1, 0);
+            rounds!(N, abcd, e, w2, 0);
+            rounds!(N, abcd, e, w3, 0);
+            scheduled!(N, abcd, e, w0, w1, w2, w3, 0);
+            scheduled!(N, abcd, e, w1, w2, w3, w0, 1);
+            scheduled!(N, abcd, e, w2, w3, w0, w1, 1);
+            scheduled!(N, abcd, e, w3, w0, w1, w2, 1);
+            scheduled!(N, abcd, e, w0, w1, w2, w3, 1);
+            scheduled!(N, abcd, e, w1, w2, w3, w0, 1);
+            scheduled!(N, abcd, e, w2, w3, w0, w1, 2);
+            scheduled!(N, abcd, e, w3, w0, w1, w2, 2);
+            scheduled!(N, abcd, e, w0, w1, w2, w3, 2);
+            scheduled!(N, abcd, e, w1, w2, w3, w0, 2);
+            scheduled!(N, abcd, e, w2, w3, w0, w1, 2);
+            scheduled!(N, abcd, e, w3, w0, w1, w2, 3);
+            scheduled!(N, abcd, e, w0, w1, w2, w3, 3);
+            scheduled!(N, abcd, e, w1, w2, w3, w0, 3);
+            scheduled!(N, abcd, e, w2, w3, w0, w1, 3);
+            scheduled!(N, abcd, e, w3, w0, w1, w2, 3);
             for lane in 0..N {
                 e[lane] = _mm_sha1nexte_epu32(e[lane], e_before[lane]);
                 abcd[lane] = _mm_add_epi32(abcd[lane], before[lane]);
