@@ -120,6 +120,7 @@ impl Direction {
         for grant in grants {
             let Some(waiter) = state.waiting.remove(&grant.session) else { continue };
             if !unlimited {
+                waiter.hear(self);
                 let bytes = i64::from(grant.bytes);
                 let left = waiter.left_bytes.fetch_add(bytes, Ordering::AcqRel) + bytes;
                 if left <= 0 {
@@ -343,9 +344,8 @@ mod tests {
     fn a_debt_is_paid_off_in_silence_and_forgotten_with_the_limit() {
         let limits = down("64K");
         let meters = readers::<2>(&limits);
-        read(&limits, &meters, 0..1, [true; 2]);
+        read(&limits, &meters, 0..5, [true; 2]);
         let [first, _] = &meters;
-        read(&limits, &meters, 1..5, [true; 2]);
         first.moved(65_536);
         assert_eq!(first.allowed(9), 0);
         read(&limits, &meters, 5..110, [false; 2]);
@@ -358,6 +358,11 @@ mod tests {
         assert_eq!(first.allowed(9), 0, "nothing is granted yet");
         limits.down.share_out(Time::from_secs(5));
         assert_eq!(first.allowed(9), 9);
+
+        first.moved(1 << 30);
+        limits.down.set_rate(Time::from_secs(6), "32K".parse().unwrap());
+        limits.down.share_out(Time::from_secs(7));
+        assert_eq!(first.allowed(9), 9, "also of who waits meanwhile");
     }
 
     #[test]

@@ -34,7 +34,7 @@ mod upload;
 pub use blame::{Giver, UnitDigest};
 pub use download::{Placement, Receipt};
 pub use fault::{CloseReason, PeerFault};
-pub use session::{SessionInfo, SessionReport};
+pub use session::{LIMITED_WINDOW_TIME, SessionInfo, SessionReport};
 pub use torrent::{Effect, Swarm, SwarmConfig};
 
 /// One connection to one peer; unique in the process.

@@ -24,7 +24,7 @@ const SPARE_WINDOW_BYTES: u32 = 2 * BLOCK_BYTES;
 const WINDOW_TIME: Duration = Duration::from_millis(500);
 /// While a limit of ours holds reading back, no more is under way than it lets through in this time, or in two round trips:
 /// the rest would fill the socket, and a full one takes bursts of half its buffer. The limiter's pauses are a third of it.
-const LIMITED_WINDOW_TIME: Duration = Duration::from_millis(60);
+pub const LIMITED_WINDOW_TIME: Duration = Duration::from_millis(60);
 /// A peer with more delay than this is asked for less than would fill its pipe.
 const MAX_WINDOW_TIME: Duration = Duration::from_secs(4);
 /// How often slow start looks whether the rate still grows.

@@ -20,7 +20,7 @@ use crate::daemon::disk::pool::Buffer;
 use crate::daemon::limits::Meter;
 use crate::daemon::torrent::{Active, SessionHandle, Torrent};
 use crate::swarm::proving::{Proving, Refused};
-use crate::swarm::{PeerFault, Placement, Receipt};
+use crate::swarm::{LIMITED_WINDOW_TIME, PeerFault, Placement, Receipt};
 use crate::wire::framing::{Frame, FrameError, Framer};
 use crate::wire::identity::PROOF_ID;
 use crate::wire::layout::{Block, RawBlock};
@@ -37,8 +37,7 @@ const REST: Duration = Duration::from_millis(1);
 /// Reads in a row before others on the same thread get their turn.
 const READS_PER_TURN: usize = 16;
 /// A turn that a limit lets begin goes on to the end of what waits in the socket, unless that is more than what may be
-/// under way: a block, and what comes in this time ...
-const DRAIN_MS: u64 = 60;
+/// under way: a window ([`LIMITED_WINDOW_TIME`]) and this, a block that is being read and the next ...
 const DRAIN_LEAST_BYTES: u64 = 32 * 1024;
 /// ... or than this.
 const DRAIN_MOST_BYTES: u64 = 128 * 1024;
@@ -451,6 +450,6 @@ impl<S: PeerStream> Session<S> {
 
 /// What a turn may read under a limit.
 fn drain_bytes(limit: Rate) -> usize {
-    let under_way = limit.bytes_per_s().saturating_mul(DRAIN_MS) / 1_000;
+    let under_way = limit.bytes_per_s().saturating_mul(LIMITED_WINDOW_TIME.as_millis() as u64) / 1_000;
     DRAIN_LEAST_BYTES.saturating_add(under_way).min(DRAIN_MOST_BYTES) as usize
 }
